@@ -11,7 +11,8 @@ import tyro
 
 from benchmarks import suite
 from benchmarks.harness import Target
-from benchmarks.records import RECORDS, compare_records, renew_table, results_table
+from benchmarks.records import RECORDS, compare_records
+from benchmarks.table import ENGLISH, language_of, renew_table, results_table
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
 from trainer.runtime.ranks import sees_gpu
@@ -207,7 +208,7 @@ def table(readme: Path | None = None, records: Path = RECORDS) -> int:
         readme: a Markdown file whose table, between the marks `<!-- measured: ... -->` and `<!-- end -->`, is replaced.
         records: folder of the records.
     """
-    print(results_table(records), end="")
+    print(results_table(records, ENGLISH if readme is None else language_of(readme)), end="")
     if readme is not None:
         print(f"{readme} {'has a new table' if renew_table(readme, records) else 'is up to date'}")
     return 0

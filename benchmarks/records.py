@@ -1,6 +1,6 @@
 """Records are JSON files that say what was measured, on which machine and with which versions.
 
-Two records can be compared. The table in README is made from the committed records, so that no number is typed by hand.
+Two records can be compared.
 """
 
 import hashlib
@@ -20,65 +20,6 @@ from trainer.journal.provenance import DALI, changes_in, commit_of, output, vers
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
-BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
-
-# (part, path in its results, description, unit) in the order of the table in README
-ROWS = (
-    *(
-        row
-        for name in ("demo", "ntu60_x3d", "ntu60", "ma52")
-        for row in (
-            (f"headspace_{name}", "headspace.loader_clips_per_s", f"training `{name}`", "clips a second"),
-            (
-                f"headspace_{name}",
-                "headspace.share",
-                f"speed of training `{name}`, relative to training on one batch in memory",
-                "times",
-            ),
-        )
-    ),
-    ("data", "ours_8_32.clips_per_cpu_s", "reading clips of 8 frames and 32 heatmaps", "clips per second of one core"),
-    (
-        "data",
-        "ratio_cpu_time_8_32",
-        "reading clips of 8 frames and 32 heatmaps, relative to MMAction2",
-        "times as fast",
-    ),
-    (
-        "data",
-        "ratio_cpu_time_16_48",
-        "reading clips of 16 frames and 48 heatmaps, relative to MMAction2",
-        "times as fast",
-    ),
-    ("data", "heatmap_8_32", "drawing 32 heatmaps, relative to MMAction2", "times as fast"),
-    *(
-        (
-            f"data_{name}",
-            f"ratio_cpu_time_{case}",
-            f"reading clips of {count} frames, relative to {title}, which does not crop and draws no heatmaps",
-            "times as fast",
-        )
-        for name, title in {"torchcodec": "TorchCodec", "spdl": "SPDL"}.items()
-        for case, count in {"8_32": 8, "16_48": 16}.items()
-    ),
-    *(
-        (
-            "step",
-            f"{name}.{key}",
-            f"a training step of `{name}`{how}, relative to the published 3-D layers",
-            "times as fast",
-        )
-        for name in ("ntu60_x3d", "ma52")
-        for key, how in {"speedup": ", compiled", "speedup_of_folding": ""}.items()
-    ),
-    (
-        "snapshot",
-        "snapshot.share_lost",
-        "training time lost while a snapshot is written, relative to the time of writing",
-        "times",
-    ),
-    ("resume", "resume.more_s", "extra time to the first batch if a run resumes inside an epoch", "seconds"),
-)
 
 
 class RecordError(UserError):
@@ -193,48 +134,3 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{path}.{key}" if path else key)
     elif isinstance(values, int | float) and not isinstance(values, bool):
         yield path, float(values)
-
-
-def results_table(records: Path) -> str:
-    """Return a Markdown table of the numbers in ROWS, with a line for each machine."""
-    lines = []
-    for part, path, what, unit in ROWS:
-        for file in sorted(records.glob(f"{part}_*.json")):
-            record = read_record(file)
-            value = _value_at(record["results"], path)
-            if value is None or record.get("toy") or record.get("part") != part:
-                continue
-            where = record["provenance"]
-            machine = ", ".join([where["device"], *record.get("set", ())])
-            lines.append(f"| {what} | {_cell(value, unit)} | {machine} | {where['commit']} |")
-    head = ["| what was measured | median (quartiles; n repetitions) | machine | commit |", "|---|---|---|---|"]
-    return "\n".join([*head, *lines] if lines else ["Nothing has been measured yet."]) + "\n"
-
-
-def _value_at(results: dict[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of one or two keys, or None. The second key may contain dots and slashes."""
-    key, _, rest = path.partition(".")
-    value = results.get(key)
-    return value if not rest or value is None else value.get(rest)
-
-
-def _cell(value: Any, unit: str) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.3g} {unit} ({value['p25']:.3g} to {value['p75']:.3g}; n {value['n']})"
-    return f"{value:.3g} {unit}"
-
-
-def renew_table(readme: Path, records: Path) -> bool:
-    """Put the table between the two marks of a page, and return whether that changed the page.
-
-    Raises RecordError if the page has no such marks.
-    """
-    text = readme.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise RecordError(f"{readme} has no marks for the table: add the lines '{BEGIN}' and '{END}'")
-    renewed = f"{head}{BEGIN}\n{results_table(records)}{END}{tail}"
-    if renewed != text:
-        readme.write_text(renewed, encoding="utf-8")
-    return renewed != text

@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from benchmarks import cli as benchmarks
-from benchmarks.records import BEGIN, END
+from benchmarks.table import BEGIN, END
 from models.weights import cli as weights
 from pipelines.demo.classes import VAL, DemoConfig, clip_ids
 from trainer.cli import COMMANDS
@@ -30,7 +30,7 @@ TRAINER = {word: place[:2] for word, place in COMMANDS.items()}
 # Beginnings of indented lines that are not commands. Such lines are comments, paths, "files -> ...", or options.
 NO_COMMAND = re.compile(r"#|data/|files$|labels.csv|-")
 # Programs that are not part of Duet. The tests do not check the arguments of these programs.
-FOREIGN = {".", "git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
+FOREIGN = {".", "conda", "export", "git", "nohup", "pip", "srun", "tail", "tensorboard", "test", "grep"}
 
 
 def blocks(page: Path) -> list[str]:
@@ -42,7 +42,7 @@ def blocks(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """Return the words of each command on a page, from indented blocks and from inline code in texts and tables."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
-    lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python) [^`]+)`", page.read_text())
+    lines += re.findall(r"`((?:python -m|nohup python|CUDA_VISIBLE_DEVICES=\d python|make) [^`]+)`", page.read_text())
     words = [shlex.split(line.replace("--exp X", "--exp demo"), comments=True) for line in lines]
     return [line for line in words if line and "/" not in line[0][-1:] and not NO_COMMAND.match(line[0])]
 
@@ -60,8 +60,8 @@ def parse(words: list[str]) -> None:
         words = ["python", *words[words.index("-m") :]]
     program, *rest = words
     if program == "make":
-        targets = [word for word in rest if "=" not in word]
-        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
+        names = [rf"{word.partition('=')[0]} [:?]?=" if "=" in word else f"{word}:" for word in rest]
+        assert all(re.search(rf"^{name}", (ROOT / "Makefile").read_text(), re.MULTILINE) for name in names), names
     elif program in ("sh", "apptainer"):
         assert (ROOT / rest[-1 if program == "apptainer" else 0]).exists()
     elif program.endswith("python") and rest[0] == "-m":
@@ -135,11 +135,20 @@ def test_a_stale_command_is_found():
         "python -m benchmarks gpus",
         "python -m benchmarks kernels --count bites",
         "make demos",
+        "make TORCH_MIRROR=x demo",
         "sh benchmarks/nsis.sh x",
         "frobnicate",
     ):
         with pytest.raises((AssertionError, AttributeError, ValueError, SystemExit)):
             parse(shlex.split(stale))
+
+
+def test_every_page_for_users_is_translated():
+    """A page is for users if README links to it from the line of a task that needs no programming."""
+    text = (ROOT / "README.md").read_text().partition("| if you want to |")[2].partition("| use parts of Duet")[0]
+    linked = {ROOT / page for page in re.findall(r"\((docs/\w+\.md)\)", text)}
+    assert len(linked) >= 7
+    assert linked | {ROOT / "README.md"} == CHINESE.keys()
 
 
 def without_comments(block: str) -> list[str]:
@@ -151,6 +160,8 @@ def without_comments(block: str) -> list[str]:
 def test_the_chinese_page_has_the_same_commands_and_headings(page):
     english, chinese = ([without_comments(block) for block in blocks(each)] for each in (page, CHINESE[page]))
     assert english == chinese
+    fenced = [re.findall(r"^```.*?^```$", each.read_text(), re.MULTILINE | re.DOTALL) for each in (page, CHINESE[page])]
+    assert fenced[0] == fenced[1]
     levels = [re.findall(r"^#+(?= )", each.read_text(), re.MULTILINE) for each in (page, CHINESE[page])]
     assert levels[0] == levels[1]
 

@@ -11,17 +11,15 @@ import torch
 from benchmarks import records
 from benchmarks.cli import compare, table
 from benchmarks.records import (
-    BEGIN,
-    END,
     RECORDS,
     ROOT,
     is_done,
     provenance,
     read_record,
-    results_table,
     slug,
     write_record,
 )
+from benchmarks.table import BEGIN, END, language_of, results_table
 from kernels.program import UserError
 
 
@@ -137,12 +135,23 @@ def test_a_table_of_what_was_measured(tmp_path, capsys):
     assert readme.read_text() == (
         f"before\n{BEGIN}\n"
         "| what was measured | median (quartiles; n repetitions) | machine | commit |\n|---|---|---|---|\n"
-        "| training `ntu60` | 20 clips a second (19 to 22; n 7) | a card, threads=1 | 0123 |\n"
-        "| a training step of `ma52`, compiled, relative to the published 3-D layers | 1.25 times as fast | a card |"
-        " 0123 |\n"
+        "| training `ntu60`, reading included | 20 clips a second (19 to 22; n 7) | a card, threads=1 | 0123 |\n"
+        "| a training step of `ma52`, compiled, compared with the published code's 3-D layers | 1.25 times as fast |"
+        " a card | 0123 |\n"
         f"{END}\nafter\n"
     )
     assert capsys.readouterr().out.splitlines()[-1] == f"{readme} is up to date"
+
+
+def test_the_table_of_the_chinese_readme_is_chinese(tmp_path):
+    share = {"median": 0.96, "p25": 0.9421, "p75": 1.01, "n": 7}
+    write(tmp_path / "headspace_ntu60_a_card.json", {"headspace": {"share": share}})
+    readme = tmp_path / "README.zh-CN.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    assert table(readme, tmp_path) == 0
+    assert readme.read_text().splitlines()[3] == (
+        "| 训练 `ntu60`：上面的速度占不读取数据时速度的比例 | 96 %（94.2 到 101；n 7） | a card | 0123 |"  # noqa: RUF001
+    )
 
 
 def test_without_records_and_without_marks(tmp_path):
@@ -169,4 +178,5 @@ def test_the_recorded_data_path_has_not_become_slower_unnoticed(name):
 def test_the_readme_shows_the_committed_records(name):
     text = (ROOT / name).read_text()
     shown = text.partition(BEGIN)[2].partition(END)[0]
-    assert shown == "\n" + results_table(RECORDS), f"run python -m benchmarks table --readme {name}"
+    made = results_table(RECORDS, language_of(ROOT / name))
+    assert shown == f"\n{made}", f"run python -m benchmarks table --readme {name}"

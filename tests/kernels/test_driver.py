@@ -1,7 +1,11 @@
 """Checks which wheels `make` installs for which driver, and the message that appears if torch and driver do not fit."""
 
+import os
 import subprocess
 import sys
+import threading
+import venv
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -139,6 +143,40 @@ def test_the_user_overrides_the_driver_and_switches(tmp_path, checkout, wheels):
     assert len(commands) == (2 if wheels == "cu12" else 3)
     _, commands = which(checkout, environment, f"CUDA={wheels}", "TORCH_INDEX=https://mirror/torch")
     assert ("--extra-index-url https://mirror/torch/" in " ".join(commands)) == (wheels != "cu13")
+
+
+@pytest.mark.parametrize("wheels", ["cu13", "cpu"])
+def test_pip_asks_the_mirrors_of_a_lab(checkout, tmp_path, wheels):
+    """The mirrors are a server on this machine that has no packages, so pip fails after it has asked them.
+
+    pip installs for the Python of an empty environment, so that the environment of the tests stays as it is.
+    """
+    venv.create(tmp_path / "empty", symlinks=True)
+    asked: list[str] = []
+
+    class Mirror(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        mirrors = {
+            "PIP_INDEX_URL": f"{here}/pypi/simple",
+            "TORCH_INDEX": f"{here}/torch",
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE"))}
+        pip = f"{sys.executable} -m pip --python {tmp_path}/empty/bin/python"
+        command = ["make", "packages", f"WHEELS={wheels}", f"PIP={pip}"]
+        done = subprocess.run(command, cwd=checkout, env=ours | mirrors, capture_output=True, text=True)
+        server.shutdown()
+    assert done.returncode != 0, done.stdout
+    assert set(asked) == {"/pypi/simple/torch/", *(["/torch/cpu/torch/"] if wheels == "cpu" else [])}
 
 
 def test_what_an_earlier_makefile_or_an_interrupted_installation_left_is_replaced(tmp_path, checkout):

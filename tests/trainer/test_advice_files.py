@@ -25,7 +25,8 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.nsys_gaps import main as show_gaps
-from benchmarks.records import BEGIN, END, read_record, renew_table
+from benchmarks.records import read_record
+from benchmarks.table import BEGIN, END, renew_table
 from kernels.program import exit_code
 from models.classes import read_coarse_map
 from models.weights.files import load, read_file, save, write_file
