@@ -17,6 +17,7 @@ from trainer.journal.clock import Clock
 PAUSE = 30.0  # seconds between two lines about training steps, if the output is not a terminal
 REFRESHES = 4  # how many times a second the block on a terminal is drawn
 GAP = "   "  # separates two facts on a line
+WIDEST = 100  # columns of the block on a wider terminal, so that the eye finds the numbers
 
 
 class PlainLines:
@@ -123,7 +124,9 @@ class Screen:
         self._live.start()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        bar = Table.grid(expand=True, padding=(0, 2))
+        width = min(options.max_width, WIDEST)
+        bar = Table.grid(padding=(0, 2))
+        bar.width = width
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True, justify="right")
@@ -139,7 +142,7 @@ class Screen:
         if self._values:
             lines += [loss_terms(self._values), [*accuracies(self._values), *state(self._values)]]
         for facts in lines:
-            for line in fitted(facts, options.max_width):
+            for line in fitted(facts, width):
                 yield Text(line, no_wrap=True, overflow="ignore")
 
 
