@@ -20,6 +20,7 @@ from tests.programs import run_ranks
 from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
+from trainer.report.page.contents import decisions_of
 from trainer.resume import state_of, take_up
 from trainer.runtime.first_look import FILE, fastest, fastest_load, look, look_at_data, relative_distance
 from trainer.runtime.forward import Way
@@ -51,6 +52,7 @@ def test_a_compiled_step_that_agrees(build, tmp_path, monkeypatch):
     run = trained(build, "compile=True")
     (line,) = lines(tmp_path, "first look")
     assert "gradients of the compiled step are within 0 % of a direct step's" in line
+    assert [line.partition(" - INFO - ")[2]] == decisions_of(tmp_path / "journal" / "train.log")
     assert run[0].forward.way is Way.COMPILED
     decisions = {"network": "compiled", "cudnn_benchmark": False}
     decisions |= {"renderer": "reference", "decoder": "cpu", "hw_decoder_load": 0.75}

@@ -150,6 +150,9 @@ def test_two_runs_beside_each_other(page, trained, tmp_path):
     (second / "experiment.json").write_text(json.dumps(settings))
     lines = (second / "metrics.jsonl").read_text().splitlines()
     (second / "metrics.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    decision = "first look: the gradients of the compiled step are within 0 % of a direct step's"
+    with open(second / "train.log", "a") as log:
+        log.write(f"2026/11/30 12:00:00 - duet - INFO - {decision}\n" * 2)
     shutil.rmtree(second / "eval")
     shutil.rmtree(second / "validation")
     out = tmp_path / "both.html"
@@ -162,6 +165,7 @@ def test_two_runs_beside_each_other(page, trained, tmp_path):
     page.click("[data-tab=run-1]")
     assert page.run("document.querySelector('#comparison').hidden")
     assert "run python -m trainer eval" in texts(page, "#run-1 .missing")[0]
+    assert texts(page, "#run-1 .decisions li") == [decision]
 
 
 def test_a_run_without_scores_says_how_to_get_them(trained, tmp_path, capsys):

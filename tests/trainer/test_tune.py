@@ -22,6 +22,7 @@ from trainer.commands.train import Options, tuning_command
 from trainer.commands.tune import TuneOptions, draw, tune_command
 from trainer.config import EXECUTION
 from trainer.experiments import EXPERIMENTS
+from trainer.report.page.contents import decisions_of
 from trainer.runtime.ranks import Ranks
 from trainer.runtime.threads import use_threads
 from trainer.runtime.tuning import tune
@@ -452,3 +453,4 @@ def test_the_command_prints_a_table_and_a_run_uses_the_result(tiny, tmp_path):
     done = run("-m", "trainer", *tiny, *fixed, "--work-dir", tmp_path / "run", "--max-steps", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"tuned on {tuned.key['device']}: " in done.stdout
+    assert f"tuned on {tuned.key['device']}: " in " ".join(decisions_of(tmp_path / "run" / "train.log"))
