@@ -1,7 +1,7 @@
 """The built-in pose estimator computes what LiteRT computes from the published files, and needs no internet.
 
 blazepose_litert.npz contains LiteRT's outputs for a picture of the demo. The function `write_litert`, which wrote this
-file, needs the package ai-edge-litert, and the npm package @mediapipe/pose 0.5.1675469404 with the published networks.
+file, needs the packages tflite and ai-edge-litert, and the npm package that convert.py names.
 """
 
 import itertools
@@ -34,12 +34,6 @@ from pipelines.videos.decode import decode
 EXPECTED = Path(__file__).with_name("blazepose_litert.npz")
 CONFIG = DemoConfig(num_train=12, num_val=1, num_frames=(40, 90))
 CLIP = clip_ids(CONFIG)[0]
-# For each network, the file in the npm package and the outputs that Duet uses. The first file begins with
-# pose_detection.tflite and contains nothing else.
-NETWORKS = {
-    "detector": ("package/pose_solution_packed_assets.data", ("Identity", "Identity_1")),
-    "landmarks": ("package/pose_landmark_full.tflite", ("Identity", "Identity_1", "Identity_3")),
-}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +130,8 @@ def count_runs(estimator: BlazePose) -> dict[str, int]:
 
 def write_litert(package: str) -> None:
     from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+
+    from pipelines.annotate.blazepose.convert import NETWORKS
 
     expected: dict[str, Any] = {}
     for name, values in inputs(film(CONFIG, CLIP)[0].convert("RGB")).items():

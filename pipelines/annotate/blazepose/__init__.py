@@ -1,1 +1,1 @@
-"""BlazePose, the built-in pose estimator: its networks, and the program that runs them."""
+"""BlazePose, the built-in pose estimator: its networks, and the program that converted them."""
