@@ -34,7 +34,7 @@ NOT_HERE = {
         *("run `wandb login`", "ask its owner to do this", "can reach a package index"),
         *("to reinstall it", "in the checkout, which installs it", "start it (ip link set lo up)"),
     ),
-    "a file system without locks": ("start no other one, except for shards",),
+    "a file system without locks": ("use this pack in no other run",),
     "the program ffmpeg": ("write an upright copy with ffmpeg",),
     "hours": ("wait until the run has logged some steps", "there is no such part", "--again measures it again"),
     "a fault of our own code": ("try another --format", "zip only that file", "see parity_"),

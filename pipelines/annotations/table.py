@@ -107,12 +107,9 @@ class ClipTable:
             )
         if not len(self.splits[name]):
             count, first = self.absent.get(name, (0, ""))
-            listed = (
-                f" (it lists {count}, the first is {first}, and the first clip is {self.names[0]})" if count else ""
-            )
-            raise AnnotationError(
-                f"split '{name}' has no clip with an annotation{listed}; choose another split with data.split"
-            )
+            listed = f" (it lists {count}, such as {first}, but the file annotates clips such as {self.names[0]})"
+            problem = f"split '{name}' has no clip with an annotation{listed if count else ''}"
+            raise AnnotationError(f"{problem}; choose another split with data.split")
         return self.splits[name]
 
 

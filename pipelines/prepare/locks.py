@@ -68,7 +68,9 @@ def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None
             if error.errno not in NO_LOCKS:
                 raise
             if path.name == "lock":
-                text = "its file system has no locks, so until this run ends, start no other one, except for shards"
+                text = (
+                    "its file system has no locks, so until this run ends, use this pack in no other run, except shards"
+                )
                 console.print(f"{out}: {text}", **PLAIN)
         yield
 

@@ -64,7 +64,7 @@ def test_a_compiler_that_is_named_and_does_not_work(script, problem, monkeypatch
 def test_the_doctor_and_a_run_say_the_same(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compiler(True) == Finding(
-        "torch.compile", "note", "there is no C compiler: runs uncompiled and slower", "install gcc"
+        "torch.compile", "note", "there is no C compiler, so networks run uncompiled and slower", "install gcc"
     )
     net, said = torch.nn.Linear(3, 2), []
     forward = compiled(net, replace(DEMO, compile=True), torch.device("cpu"), said.append, tmp_path / "report")

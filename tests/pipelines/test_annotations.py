@@ -99,7 +99,7 @@ def test_splits_may_list_clips_that_were_filtered_out(tmp_path):
     table = table_of(tmp_path, content)
     assert table.rows_in_split("a_train").tolist() == [0]
     assert table.absent == {"a_train": (2, "b"), "a_val": (1, "d")}
-    with pytest.raises(AnnotationError, match=r"'a_val' has no clip with an annotation \(it lists 1, the first is d"):
+    with pytest.raises(AnnotationError, match=r"\(it lists 1, such as d, but the file annotates clips such as a\)"):
         table.rows_in_split("a_val")
 
 
@@ -289,5 +289,5 @@ def test_exchanged_image_shapes_are_told(tmp_path, upright):
         table_of(tmp_path, clips)
     assert len(table_of(tmp_path, [{**each, "img_shape": right} for each in clips])) == 4
     odd = [clip(f"d{number}", keypoint=keypoint, img_shape=right) for number in range(30)]
-    # only 2 of 32 clips seem exchanged, so the joints of these clips may be wrong instead
+    # height and width seem exchanged in only 2 of 32 clips, so the joints of these 2 clips may be wrong instead
     assert len(table_of(tmp_path, [*odd, *clips[:2]])) == 32

@@ -135,7 +135,7 @@ def test_the_best_one_is_the_one_that_the_newest_names(tmp_path: Path) -> None:
     best.unlink()
     assert chosen() == (newest, f"{instead}the best one, {best.name}, is missing")
     save(newest, {"cursor": {"best_file": ""}})
-    assert chosen() == (newest, f"{instead}no validation before it has chosen a best one")
+    assert chosen() == (newest, f"{instead}no validation had chosen a best snapshot when it was written")
     newest.unlink()
     save(best, {"cursor": {"best_file": best.name}})
     assert chosen() == (best, f"{tmp_path}: the best snapshot is used, {best.name}")

@@ -190,7 +190,7 @@ def compiler(on_gpu: bool) -> Finding:
     reason = why_no_compiler("C" if on_gpu else "C++")
     if reason is not None:
         problem, way_out = reason
-        return Finding("torch.compile", "note", f"{problem}: runs uncompiled and slower", way_out)
+        return Finding("torch.compile", "note", f"{problem}, so networks run uncompiled and slower", way_out)
     return Finding("torch.compile", "ok", f"compiler and Python.h found, triton {_version('triton') or 'none'}")
 
 

@@ -33,7 +33,7 @@ ABOUT = {
     "demo": ("a first try: no data, no GPU", "92-99 % (ours)", ""),
 }
 START = (
-    "The guide's scores have not been reproduced; those of ma52 are probably scores of body parts.\n"
+    "The guide's scores are not reproduced; those of ma52 are probably for body parts, not actions.\n"
     "Where to start: demo if you have no data yet, ntu60_x3d for NTU RGB+D, ma52 for MA-52, custom_small for "
     "your own videos. `python -m trainer config --exp NAME` explains all settings of an experiment."
 )

@@ -105,7 +105,7 @@ def summary(result: Result, options: TuneOptions) -> Iterator[str]:
         yield f"{state}the default remains: no change that was tried is faster by 2 % or more"
     if result.path is None:
         return
-    yield f"saved in {result.path}; runs on this kind of machine use it from now on"
+    yield f"saved in {result.path}; from now on, runs on this kind of machine use these settings"
     if any(row.clips_per_s for row in result.rows):
         picture = result.path.with_suffix(".png")
         yield f"picture: {write_png(draw(result.rows, experiment_of(options).name), picture)}"

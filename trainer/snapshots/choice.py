@@ -110,7 +110,7 @@ def snapshot_in(folder: Path, latest: bool, say: Callable[[str], None]) -> tuple
     if others:
         say(f"{folder}: {others} is ignored, because {newest.path.name} does not name it as the best snapshot")
     if not best:
-        why = "no validation before it has chosen a best one"
+        why = "no validation had chosen a best snapshot when it was written"
     elif not (folder / best).exists():
         why = f"the best one, {best}, is missing"
     else:
@@ -145,9 +145,9 @@ def settings_in(path: Path) -> str | None:
 
 
 def experiment_for(path: Path, options: CheckpointChoice, averaged: bool) -> Experiment:
-    """The experiment that --exp names, for a file without settings. Raises UserError unless its network fits the file.
+    """The experiment that --exp names, if its network fits the weights in a file that contains no settings.
 
-    The message names the experiments whose network the file fits.
+    Otherwise raises UserError with the names of the experiments whose networks fit.
     """
     try:
         weights = read_weights(path, averaged)
