@@ -3,8 +3,8 @@
     python -m trainer eval work_dirs/demo
     python docs/demo_gif.py work_dirs/demo docs/demo.gif
 
-For a few validation clips the picture shows, from left to right, the frames of the video with the skeleton, the sum of
-the heatmaps of all joints, and the three classes with the highest scores of RGB and pose together.
+For a few validation clips the picture shows, from left to right, the frames of the video with the skeleton, the
+largest heatmap value of all joints, and the three classes with the highest scores of RGB and pose together.
 """
 
 import sys

@@ -72,8 +72,8 @@ def _misfit(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:
 def archive_entries(file: BinaryIO, small: int) -> list[zipfile.ZipInfo]:
     """Check the names, positions and sizes of the entries of a zip file, and return the entries. Nothing is unpacked.
 
-    small: number of bytes to which any archive may unpack, however small it is. Raises ValueError or
-    zipfile.BadZipFile with the reason why the archive is refused.
+    small: an archive that unpacks to at most this many bytes is allowed, even if this is more than MAX_RATIO times its
+    own size. Raises ValueError or zipfile.BadZipFile with the reason why the archive is refused.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:

@@ -144,7 +144,7 @@ def matches_seal(file: int) -> bool:
 def _is_device(path: Path) -> bool:
     """Whether `path` is a device, a pipe, or a name of an open file such as /dev/stdout.
 
-    It must not be replaced by a file.
+    Such a path must not be replaced by a file.
     """
     place = os.path.abspath(path)
     if os.path.dirname(place) == "/dev" or place.startswith(("/dev/fd/", "/proc/")):

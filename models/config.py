@@ -125,8 +125,8 @@ class HeadConfig:
     f1_weight: Weight = 0.0
     """Weight of the soft F1 loss that training adds to each cross-entropy; 1 is published. 0: it is not added."""
     frame_weight: Weight = 0.0
-    """Weight of the losses of classifiers for single frames, which only training uses; 0.5 is published. 0: there are
-    no such classifiers.
+    """Weight of the losses of classifiers for single frames; 0.5 is published. Only training uses these classifiers.
+    0: there are none.
     """
 
 

@@ -14,7 +14,7 @@ SAVED = ("epoch", "clips", "best", "best_file", "bad_steps", "validations", "usu
 
 @dataclass(kw_only=True)
 class Cursor:
-    """The position of a run: in `epoch` (counted from 0), `clips` of the `epoch_clips` clips are finished.
+    """The position of a run: it has finished `clips` of the `epoch_clips` clips of epoch `epoch`, counted from 0.
 
     The validation of an epoch follows after its last clip. The last batch of an epoch is filled up with clips from the
     start of the epoch, which are not counted again. Only this class converts between clips and steps.

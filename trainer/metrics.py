@@ -185,7 +185,7 @@ def confusion_matrix(score: Tensor, label: Tensor) -> Tensor:
 
 
 def _all_scores(scores: Scores, suffix: str) -> dict[str, Tensor]:
-    """All scores by name: weighted sums of the streams, and each of STREAMS.
+    """All scores by name: the scores of each stream, and the weighted sums of the RGB and the pose scores.
 
     `suffix` is "_coarse" for the scores of coarse classes, and "" for the scores of fine classes.
     """

@@ -26,7 +26,7 @@ from trainer.runtime.allocator import keep_freed_memory
 
 
 def measure(library: str, target: Target) -> Iterator[Result]:
-    """Measure our path and a library ("torchcodec" or "spdl"), after checking that it returns the requested frames."""
+    """Measure our data path and a library ("torchcodec" or "spdl"), and count wrong frames that the library returns."""
     folder, sizes = target.scratch / "data", videos.TOY if target.toy else videos.Videos()
     files = videos.make_videos(sizes, folder)
     configs = {case: sized(EXPERIMENTS[name].clip, target.toy) for case, name in CASES.items()}

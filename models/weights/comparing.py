@@ -19,7 +19,10 @@ MAY_BE_ABSENT = (
 """Parts of a network that a file may lack as a whole: a pattern for names of tensors, and the reason for users."""
 
 REPLACED = re.compile(r"cls_head\.\w+")
-"""Parts that may have other shapes in a file from which training starts: heads for other classes."""
+"""Parts whose tensors may have other shapes in the weights from which training starts: heads for other classes.
+
+Training then keeps its own new heads.
+"""
 
 
 @dataclass(slots=True)

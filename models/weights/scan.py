@@ -20,7 +20,7 @@ from models.weights.renaming import listed
 
 MAX_OPCODES = 1_000_000  # the snapshot of our largest network has 60,000
 MAX_PICKLE = 256 << 20  # maximum number of bytes of the pickle, which does not include the content of tensors
-SMALL = 1 << 20  # bytes to which any file may unpack, however small it is
+SMALL = 1 << 20  # a file that unpacks to at most this many bytes is allowed, even if the file itself is tiny
 MAX_SHARING = 8  # tensors may share storages; together they may be at most this many times as large as the file
 LEGACY = 0x1950A86A20F9469CFC6C  # the first number in a checkpoint of torch before 1.6, which is not a zip file
 BYTES = {

@@ -75,7 +75,7 @@ def choose(videos: Sequence[str], labels: Sequence[int], groups: Sequence[Hashab
     missing = np.maximum(1, counts.sum(axis=0) // EVERY)  # how many videos of each class validation still needs
     training = counts.sum(axis=0)  # how many videos of each class are left for training
     chosen = np.zeros(len(counts), bool)
-    # These groups are considered last, so each class usually keeps one in training.
+    # The first group of each class is considered last, so each class usually keeps a group for training.
     first_of_class = (counts > 0).argmax(axis=0)
     for number in [*np.setdiff1d(np.arange(len(counts)), first_of_class), *np.unique(first_of_class)]:
         useful = np.minimum(counts[number], missing.clip(0)).sum()

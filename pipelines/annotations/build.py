@@ -55,7 +55,7 @@ def build_in_child(path: Path, folder: Path) -> None:
         env=os.environ | THREADS,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        process_group=0,  # Ctrl-C stops this process, which kills the child
+        process_group=0,  # Ctrl-C then reaches only this process, and subprocess.run kills the child
         check=False,
     )
     if done.returncode == -signal.SIGXCPU:

@@ -217,7 +217,7 @@ EARLIER = "manifest-2.jsonl"  # lines of an earlier version, if the folder conta
 
 
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:
-    """The last line of each clip that an earlier version made in this folder."""
+    """For each clip that an earlier version of Duet packed in this folder, the last manifest line about the clip."""
     lines = {line["name"]: line for line in read_lines(folder) if "clip" not in line}
     former = {line["name"]: line for line in _lines_of(folder / EARLIER) if "clip" not in line}
     return list((former | lines).values())
@@ -253,7 +253,7 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     starts = _starts_of_lines(text, old.columns["clip"].tolist())
     if starts is None:
         return False
-    if not new:  # the parts contain nothing but lines that were cut off
+    if not new:  # the parts contain no whole line, because the processes that wrote them were killed
         return True
     added = index_of(new.values())
     texts = [_text_of(new[clip]) for clip in added.columns["clip"].tolist()]

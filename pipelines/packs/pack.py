@@ -13,9 +13,9 @@ from pipelines.packs.format import Index, PackError, earlier_lines, read_index
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack that is open for reading, with one row per clip. Several threads may read at once.
+    """A pack that is open for reading. Several threads may read at once.
 
-    The rows are those of an annotation table. Only a Pack from `open_pack` has one row for each clip of the pack.
+    It has one row for each row of an annotation table, or, if `open_pack` opened it, for each clip of the pack.
     Everything that is read from the index is in memory, because another machine may replace the index during a long
     run.
 

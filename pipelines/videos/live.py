@@ -22,7 +22,7 @@ from pipelines.videos.container import CONTAINERS, VideoError, display_of, open_
 from pipelines.videos.decode import Turner
 from pipelines.videos.times import USUAL_RATE
 
-PROTOCOLS = "DUET_PROTOCOLS"  # environment variable with the protocols of networks that may be used
+PROTOCOLS = "DUET_PROTOCOLS"  # environment variable with the network protocols that may be used
 # The protocols that FFmpeg uses for an address that begins with one of these words.
 NEEDED = {
     **{word: (word,) for word in ("tcp", "udp", "srt")},
@@ -184,7 +184,7 @@ class LiveSource:
 
 
 def allowed_protocols() -> list[str]:
-    """The protocols of networks that the user allows. Those that can read local files are never among them."""
+    """The network protocols that the user allows. Protocols that can read local files are never among them."""
     words = {word.strip() for word in os.environ.get(PROTOCOLS, "").split(",")}
     return sorted(words & {protocol for needed in NEEDED.values() for protocol in needed})
 

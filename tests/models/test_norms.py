@@ -31,7 +31,7 @@ def test_compiled_and_eager_relu_are_the_same():
 
 
 def test_compiled_relu_keeps_nothing_of_its_result():
-    """The compiler can recompute what relu's gradient needs from the tensors that the norm stores anyway."""
+    """Relu's gradient needs only a mask, which the compiler can recompute from tensors that the norm stores anyway."""
     graph = torch.compile(lambda bn, x: bn(x, "relu"), backend="eager", fullgraph=True)
     bn, x = Norm(5), torch.randn(4, 5, 3, 7, requires_grad=True)
     y = graph(bn, x)

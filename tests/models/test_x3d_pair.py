@@ -1,4 +1,7 @@
-"""The two-stream X3D: the folded network equals the 5-D form. Also tests losses, logits, initial weights and graphs."""
+"""Compares the two-stream X3D, which folds time into the batch, with its form on 5-D tensors.
+
+Also tests its losses, logits, initial weights and graphs.
+"""
 
 from dataclasses import replace
 

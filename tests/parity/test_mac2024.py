@@ -58,7 +58,8 @@ def test_sum_of_all_losses_and_its_gradients():
             waves(size, CHANNELS, start=start + 2),
             waves(size, start=start + 3),
         )
-    # The published code takes [N, C, T, H, W] for [N, T, C, H, W]. Ours is given the features that it sees so.
+    # The published code reads features [N, C, T, H, W] as if they were [N, T, C, H, W]. Our head gets the same numbers,
+    # already in the order in which the published code reads them.
     feature = waves(CLIPS, CHANNELS, FRAMES, 2, 2, start=0.3).reshape(-1, CHANNELS, 2, 2).requires_grad_()
     assert_published("frame_logits", head.frames_rgb_coarse(feature).unflatten(0, (CLIPS, FRAMES)))
 

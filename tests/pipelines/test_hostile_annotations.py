@@ -16,7 +16,7 @@ from pipelines.annotations.table import open_table
 from tests.pipelines import annotated
 from tests.programs import run
 
-PLACE = "@@"  # a placeholder in a clip, which `deep` replaces
+PLACE = "@@"  # in the pickle of a clip, `deep` replaces this text by deeply nested lists
 
 
 def clip(name: Any, **fields: Any) -> dict[str, Any]:

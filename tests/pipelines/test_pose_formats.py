@@ -248,9 +248,9 @@ def test_a_single_data_set_has_the_skeletons_of_several_videos(tmp_path):
 
 
 def test_numbers_of_frames_are_guessed_for_the_whole_folder(tmp_path):
-    """Nobody is in the last frame of b.
+    """Both files number the frames from 1, and b has nobody in its last frame.
 
-    Without the other files, its frame numbers from 1 on would look like numbers from 0 on.
+    The numbers in b alone could also start at 0. The last frame in a shows that they start at 1.
     """
     joints = body(0)
     for name, last in (("a", FRAMES), ("b", FRAMES - 1)):

@@ -92,7 +92,7 @@ def counts(experiment: Experiment, parts: tuple[FusedPart, ...]) -> Counts:
 
 
 def described(node: BaseSchedulerNode) -> tuple[str, int, int]:
-    """Return the group of a node, its bytes read and written, and the number of its launches not shown by the code."""
+    """Return a node's group, the bytes it reads and writes, and how many launches the code does not show."""
     size = node.get_read_write_buffers_sizes()
     if not isinstance(node, ExternKernelSchedulerNode):
         return "generated", size, 0

@@ -214,7 +214,7 @@ def test_a_bug_of_ours_raises(monkeypatch):
         run_command([])
 
 
-# simulates torch, which waits for other ranks
+# a thread that never ends, like a thread in which torch waits for other ranks
 NEVER = "import threading; threading.Thread(target=threading.Event().wait).start()"
 SNAPSHOT = """import time
 threading.Thread(target=lambda: (time.sleep(2), print('written', flush=True)), name='snapshot').start()"""

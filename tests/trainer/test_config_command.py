@@ -1,4 +1,4 @@
-"""Tests `python -m trainer config`, and the meanings of settings, which this command and errors about --set show."""
+"""Tests `python -m trainer config`, and the explanations of settings, which also appear in errors about --set."""
 
 import json
 from collections.abc import Iterator

@@ -190,7 +190,10 @@ SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), str
 
 @pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))
 def test_other_networks(name, tmp_path):
-    """Single streams need only their own input. EPAM-Net has its published score. Any number of clips works."""
+    """An exported single stream has only its own input, and EPAM-Net also returns its published score.
+
+    A network that was traced with two clips also accepts four.
+    """
     experiment = small(name)
     scorer = Scorer(lively(experiment))
     score = traced(scorer, example(experiment, 2, True), len(sizes_of(experiment.clip)) > 1).module()

@@ -53,7 +53,7 @@ def test_the_map_of_a_trained_network_is_highest_on_what_tells_the_classes_apart
     assert on_patch(maps, place) >= 28
     # the patch is evidence against these labels
     assert on_patch(where_it_looked(network, batch, 1 - label)["rgb"], place) <= 16
-    # the gradients are those of the training
+    # where_it_looked has not removed the gradients of the last training step
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert not network.backbone._forward_hooks
 

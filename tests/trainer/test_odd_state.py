@@ -79,7 +79,7 @@ def test_tensors_of_another_network_are_refused_and_removing_the_file_helps(stop
     told = capsys.readouterr().err
     assert f"error: {run}/epoch_1_step_2.pth has " in told
     assert "remove this file" in told
-    if kind == "model":  # checked for one kind only, because it is the same for all kinds
+    if kind == "model":  # following the advice has the same effect for all kinds, so one kind is enough here
         (run / "epoch_1_step_2.pth").unlink()
         assert run_command(words) == 0
 

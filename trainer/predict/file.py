@@ -114,7 +114,7 @@ class FilePredictor:
     def _score(
         self, rows: Sequence[Row], frames: WindowFrames, annotated: AnnotatedVideo, progress: Progress, total: int
     ) -> tuple[list[Window], list[SheetColumn]]:
-        """Score all rows, and write each frame of the copy as soon as its windows are scored."""
+        """Score all rows, and write each frame of the annotated copy as soon as its windows are scored."""
         loader = self.scorer.loader(frames)
         in_sheet = {round(i * (len(rows) - 1) / (NUM_CLIPS - 1)) for i in range(NUM_CLIPS)}
         windows: list[Window] = []

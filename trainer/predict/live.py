@@ -123,7 +123,7 @@ class LivePredictor:
         return (len(self.finished) - 1) / max(self.finished[-1] - self.finished[0], 1e-6) if self.finished else 0.0
 
     def _score(self, annotated: AnnotatedVideo, waited: float) -> None:
-        """Score the recent frames as one window, and write the frames of the copy that wait for it."""
+        """Score the recent frames as one window, and write the annotated frames that waited for these scores."""
         frames = [frame for frame, _ in self.recent]
         numbers = np.array([frame.number for frame in frames])
         people, joints = self._rows(numbers.tolist())

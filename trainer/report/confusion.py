@@ -15,9 +15,10 @@ from trainer.report.text import class_names_in_pictures
 MOST_NUMBERED = 20  # with more classes, cells are too small for numbers
 NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 SMALLEST = 5.0  # smallest side of the matrix in inches
-# Side of a cell in inches, and size of the type in points, which fits a cell. On a page of A4 with 60 classes, and on a
-# page of A3 with 120 classes, the type has more than 5 points.
-CELL, TYPE, TYPE_OF_FEW = 0.115, 7.0, 8.5
+CELL = 0.115  # side of a cell in inches
+# Size of the type in points, which fits a cell, and the size with at most MOST_NUMBERED classes. When the picture is
+# printed on A4 with 60 classes, or on A3 with 120 classes, the type still has more than 5 points.
+TYPE, TYPE_OF_FEW = 7.0, 8.5
 DPI = 200
 GROUP = "#c8553d"  # colour of the names of groups and of the lines between them
 LONGEST = 32  # longer names of classes are cut after this many characters

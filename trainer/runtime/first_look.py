@@ -33,7 +33,7 @@ FILE = "first_look.json"
 # direct step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
 # apart; a wrong kernel puts gradients about 1 apart.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
-GAIN = 1.02  # a choice must be at least this many times as fast, because a smaller gain may be chance
+GAIN = 1.02  # a choice must be at least this many times as fast as the default; a smaller gain may be chance
 ROUNDS = 5  # number of timed steps of each choice
 
 

@@ -36,7 +36,8 @@ from trainer.runtime.signals import EXIT_CODES, handled
 PATIENCE_FOR_START = timedelta(minutes=30)
 PATIENCE_FOR_DATA = timedelta(days=3)
 PATIENCE_FOR_LOOPBACK = 5.0  # seconds
-LATER = 5.0  # ranks other than 0 wait this many seconds longer for a connection, so that only rank 0 says what to do
+# The other ranks wait this many seconds longer for a connection than rank 0, so that only rank 0 prints what to do.
+LATER = 5.0
 
 
 @dataclass(frozen=True, slots=True)

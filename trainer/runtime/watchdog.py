@@ -20,7 +20,7 @@ class Watchdog:
     """A context that ends this process if `beat` is not called for `patience` seconds.
 
     Before the first beat, when torch may compile, the limit is five times as long. The process that notices the stall
-    sends SIGUSR2 to every process of the run on this machine, which then appends its stacks to
+    sends SIGUSR2 to every process of the run on this machine. Each of them then appends its stacks to
     <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write their stacks too.
 
     If this process itself was suspended (Ctrl-Z, SIGSTOP by a scheduler), the watchdog did not wake up in time either.

@@ -131,7 +131,7 @@ def run(network: Any, picture: np.ndarray) -> list[np.ndarray]:
 
 
 def anchors() -> np.ndarray:
-    """The point [2254, 2] to which each box of the detector is relative, as shares of the width and height."""
+    """For each of the detector's 2254 boxes, the point to which the box is relative: [2254, 2], from 0 to 1."""
     places = []
     for cells, boxes in GRIDS:
         y, x = np.divmod(np.arange(cells * cells), cells)

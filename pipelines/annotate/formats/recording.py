@@ -72,7 +72,10 @@ def triples(values: Any) -> np.ndarray:
 
 
 def pairs_with_scores(points: Any, scores: Any) -> np.ndarray:
-    """The joints [V, 3] in a list of points [V, 2] and a list of scores [V], or 1 without scores. Raises UserError."""
+    """The joints [V, 3] (x, y, score) from a list of points and a list of scores [V]. Raises UserError.
+
+    Points are [V, 2], or [V, 3] with the score as the third number. Without any scores, each score is 1.
+    """
     xy = np.asarray(points, np.float64)
     if xy.ndim != 2 or xy.shape[1] not in (2, 3):
         raise UserError(f"keypoints has shape {xy.shape}, not (joints, 2)")

@@ -46,7 +46,7 @@ def handed(name: str) -> list[dict]:
 
 
 def compiled(name: str, source: str, architecture: int) -> dict:
-    """Compile Inductor's copy of our kernel and the functions that it calls, as torch's CachingAutotuner does."""
+    """Compile Inductor's copies of our kernel and of the functions that the kernel calls, as CachingAutotuner does."""
     tuner = getattr(PyCodeCache.load(source), name)
     meta, (config,) = tuner.triton_meta, tuner.configs
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}

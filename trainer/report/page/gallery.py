@@ -72,7 +72,7 @@ def views_in(
     if not with_frames:
         single = replace(single, frames=NoFrames(len(loader.table)), streams=("pose",))
     for step, batch in enumerate(single.epoch(0) if len(rows) else ()):
-        # the last clip is repeated, as in the batch
+        # the loader fills the last batch up by repeating the last clip
         numbers = (step * batch_size + torch.arange(batch_size)).clamp(max=len(rows) - 1)
         maps = looked(batch, classes[numbers]) if looked else {}
         for place, view in enumerate(views_of(single, batch, single.plan(0, step))):

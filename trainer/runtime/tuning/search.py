@@ -27,7 +27,7 @@ from trainer.settings import override
 # far, has a lower quartile of at least GAIN.
 GAIN = 1.02
 FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
-TURN = 0.5  # seconds for which a form is timed in a round, or one step if that takes longer
+TURN = 0.5  # in each round a form is timed for this many seconds, or for one step if the step takes longer
 # By how much the losses and the gradient norms of a form may differ from those of the default step, relative to them.
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 NORM_BOUNDS = {"fp32": 0.05, "bf16": 0.3, "fp16": 0.3}
