@@ -69,7 +69,7 @@ ELSEWHERE = {
     "where files would be written: remove this": THROUGH_A_LINK,
     **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
-    **dict.fromkeys(("write the poses of all videos in the same way", "keep those of one"), CONTRADICTING),
+    **dict.fromkeys(("write the poses of all videos in the same way", "keep the files of one"), CONTRADICTING),
     **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),
     "trust the video and set the environment variable": "tests/pipelines/test_hostile_videos.py::"
     "test_a_rare_codec_is_refused_by_name_until_it_is_allowed",

@@ -41,7 +41,7 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
     say = task.console.print
     say(f"{task.out}: {len(rows)} of {len(task.rows)} clips have to be made{f': {reasons}' if rows else ''}", **PLAIN)
     if todo.elsewhere:
-        say(f"{len(todo.elsewhere)} clips of other packs are used where they are", **PLAIN)
+        say(f"{len(todo.elsewhere)} clips of other packs are used without being copied", **PLAIN)
     if todo.bad:
         say(f"clips without a usable video: {len(todo.bad)}", **PLAIN)
     if not rows:

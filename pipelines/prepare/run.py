@@ -91,7 +91,7 @@ class Run:
             line = lines[self.todo.clips[row]]
             self._append(line | {"stamps": stamp.before(line["stamps"])})
         if self.todo.elsewhere:
-            self._say(f"{self.out}: {len(self.todo.elsewhere)} clips of other packs are used where they are")
+            self._say(f"{self.out}: {len(self.todo.elsewhere)} clips of other packs are used without being copied")
 
     def _room(self, rows: list[int]) -> Room:
         """Estimate the disk space for the clips in `rows`, from clips that earlier runs made with the same settings.

@@ -208,7 +208,7 @@ def test_training_finds_what_was_made_elsewhere(data, tmp_path):
     data.packs.rename(out)
     note(data.packs, out)
     _, said = data.pack(data.clips)
-    assert "24 clips of other packs are used where they are" in said
+    assert "24 clips of other packs are used without being copied" in said
     pack, said = data.pack(data.clips)
     assert said == ""
     assert pack.clip_file(0).is_relative_to(out)

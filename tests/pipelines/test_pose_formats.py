@@ -339,7 +339,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
     openpose_of(SKELETONS["body25"].names)(tmp_path, "walk0", joints)
     put(tmp_path / "walk0_000000000003_keypoints.json", [{"keypoints": scored(of_layout(joints, COCO, 3))}])
     with pytest.raises(
-        UserError, match=r"have several formats \(COCO keypoints, OpenPose BODY_25\); keep those of one"
+        UserError, match=r"have several formats \(COCO keypoints, OpenPose BODY_25\); keep the files of one"
     ):
         PoseFolder(tmp_path, 1).survey({"walk0": HEADER}, lambda _: None)
 

@@ -181,7 +181,7 @@ def test_a_killed_takeover_can_be_done_again(data, monkeypatch):
         data.pack(data.clips)
     monkeypatch.undo()
     _, said = data.pack(data.clips)
-    assert "19 clips of other packs are used where they are" in said
+    assert "19 clips of other packs are used without being copied" in said
     assert "24 of 24 clips; 0 made" in said
 
 
@@ -205,7 +205,7 @@ def test_packs_of_earlier_versions_are_taken_over(data, tmp_path, place):
     (tmp_path / "old").rename(tmp_path / place)
     random.Random(0).shuffle(data.clips)
     pack, said = data.pack(data.clips[:9])
-    assert "9 clips of other packs are used where they are" in said
+    assert "9 clips of other packs are used without being copied" in said
     assert "9 of 9 clips; 0 made" in said
     assert data.encoded(data.clips) == 0
     assert data.encoded(data.clips, settings=PackSettings(box_pixels=64, count=32)) == 0
@@ -241,7 +241,7 @@ def test_a_video_that_an_earlier_version_could_not_decode_is_not_tried_again(tmp
     data.pack(data.clips, max_bad=0.5)
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     pack, said = data.pack(data.clips, max_bad=0.5)
-    assert "2 clips of other packs are used where they are" in said
+    assert "2 clips of other packs are used without being copied" in said
     assert "packing" not in said
     assert list(pack.bad) == [data.clips[1]["frame_dir"]]
     assert "1 of 2 clips are left out" in data.pack(data.clips, max_bad=0.5)[1]

@@ -41,7 +41,7 @@ LIMBS = (
     "pixel, joint a is drawn instead."
 )
 
-ONLY_LIMBS = " Only the limbs have channels, in the order of `limbs`; those of the joints are left out."
+ONLY_LIMBS = " The heatmap has channels for the limbs only, in the order of `limbs`, and none for the joints."
 
 
 def recipe(experiment: Experiment, checkpoint: Path) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def read_recording(files: Sequence[Path], video: str) -> Recording:
     formats = sorted({part.format for part in with_people})
     if len(formats) > 1:
         names = ", ".join(formats)
-        raise UserError(f"the files of {video}, such as {files[0]}, have several formats ({names}); keep those of one")
+        raise UserError(
+            f"the files of {video}, such as {files[0]}, have several formats ({names}); keep the files of one format"
+        )
     whole = with_people[0]
     for part in parts:
         if part is not whole:
