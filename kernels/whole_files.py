@@ -27,10 +27,10 @@ SEAL_BYTES = len(SEAL % (0, 0))
 
 
 def temporary(path: Path) -> Path:
-    """A new name for a file until it is complete, in the folder of `path`. The name is never too long.
+    """A new name, in the same folder, for the file at `path` until it is complete. The name is never too long.
 
-    It is random, because two machines that share the folder may write the same file at the same time. Only the suffix
-    is random, because torch writes the name of a file without its suffix into the file.
+    The suffix is random, because two machines that share the folder may write the same file at the same time. The rest
+    of the name is not, because torch writes the name of a file without its suffix into the file.
     """
     return path.with_name(f"{safe_stem(path)}.tmp{uuid.uuid4().hex[:12]}")
 

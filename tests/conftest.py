@@ -11,7 +11,7 @@ import torch
 
 from tests.gpus import hide_gpus_unless_selected
 
-hide_gpus_unless_selected(sys.argv[1:])  # must be set before torch looks for GPUs
+hide_gpus_unless_selected(sys.argv[1:])  # before torch looks for GPUs
 if not torch.cuda.is_available():
     # Triton reads this variable when a @triton.jit function is defined, so it is set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,5 +1,6 @@
-"""Packs real NTU videos, whose timestamps are wrong, in the decoder's order. Then trains an epoch on them at full size.
+"""Packs real NTU videos, and trains an epoch on them at full size.
 
+The videos have wrong timestamps, so a pack must contain the frames in the order in which the decoder returns them.
 There are no skeletons for these videos, so the tests generate skeletons of standing people near the real people.
 """
 

@@ -346,7 +346,7 @@ def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks
 
 
 def _survey(frames: FrameSource) -> tuple:
-    """The facts about the files of all clips that the first rank of a machine sends to the machine's other ranks."""
+    """What the first rank of a machine tells the other ranks of the machine about the files of all clips."""
     if isinstance(frames, PackFrames):
         return frames.pack.clips, frames.pack.bad
     if isinstance(frames, VideoFrames):

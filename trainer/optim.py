@@ -176,8 +176,8 @@ def learning_rate(
 ) -> float:
     """Learning rate of step `step` (from 0) of epoch `epoch` (from 0). It does not depend on earlier steps.
 
-    During warm-up, base_lr is multiplied by a factor that rises linearly from 0.1 to 1, once per epoch (for 5 epochs:
-    0.1, 0.325, 0.55, 0.775 and 1), as in mmengine's LinearLR(start_factor=0.1, by_epoch=True). Afterwards `cosine`
+    During warm-up, base_lr is multiplied by a factor that rises from 0.1 to 1 by the same amount at each epoch (for 5
+    epochs: 0.1, 0.325, 0.55, 0.775, 1), as in mmengine's LinearLR(start_factor=0.1, by_epoch=True). Afterwards `cosine`
     lowers the rate from base_lr to eta_min over the remaining epochs, once per epoch; `cosine_per_step` lowers it at
     every step. `multistep` multiplies the rate by GAMMA at the start of each epoch in `milestones`. Source:
     docs/sources.md, "Schedules", "Staged recipe" and "Guide recipes".

@@ -41,7 +41,8 @@ def score_clips(
 
     One rank of each machine scores its first batch before the others, which then find the compiled code in the cache.
     """
-    forward.agree(ranks)  # all ranks must agree: otherwise some ranks would take turns while other ranks would not
+    # Only compiled code makes the ranks take turns below, so all ranks must agree on whether the network runs compiled.
+    forward.agree(ranks)
     parts = []
     for number, batch in enumerate(loader.epoch(0)):
         compiles = number == 0 and forward.way is Way.COMPILED

@@ -33,7 +33,7 @@ LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 
 
 
 def measure(target: Target) -> Iterator[Result]:
-    """Measure the steps of ntu60_x3d and ma52, on a CPU with one thread."""
+    """Measure the steps of ntu60_x3d and ma52. If they run on a CPU, they use one thread."""
     if target.device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()

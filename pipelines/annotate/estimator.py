@@ -136,9 +136,9 @@ class PoseEstimator:
 def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     """The joints [M, `total`, V, 3] of all frames, from those of the frames 0, `every`, 2 * `every`, ...
 
-    If only one of the two estimated frames around a frame shows the person, the joints of that estimated frame are
-    used, unless the other estimated frame is nearer; then the person is missing. Frames after the last estimated frame
-    get its joints.
+    The joints move in a straight line from one estimated frame to the next. If only one of these two estimated frames
+    shows the person, the frames up to the middle between them get its joints; in the other half the person is missing.
+    Frames after the last estimated frame get its joints.
     """
     if every == 1:
         return joints

@@ -38,7 +38,7 @@ from pipelines.sealed_arrays import array_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS, SECONDS_PER_GB = 5, 60  # limits of processor time; NTU-60's pickle of 1.1 GB takes 20 to 50 s
-MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # bytes of address space: MEMORY, and MEMORY_PER_BYTE for each byte of the pickle
+MEMORY, MEMORY_PER_BYTE = 1 << 30, 8  # limit of address space in bytes: MEMORY + MEMORY_PER_BYTE * size of the pickle
 # The joints of a table may take at most MAX_GROWTH times the bytes of the pickle, plus SMALL. More is possible only if
 # the pickle stores an array once and several clips refer to it.
 MAX_GROWTH, SMALL = 8, 16 << 20

@@ -73,7 +73,7 @@ def measure(
 
 def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width: np.ndarray, part: np.ndarray) -> None:
     """Fill `part`, the measures of consecutive clips whose joints are `stored`."""
-    some = np.flatnonzero(per_clip)  # reduceat cannot sum over no rows at all
+    some = np.flatnonzero(per_clip)  # without clips that have no rows, over which reduceat cannot sum
     starts = np.cumsum(per_clip)[some] - per_clip[some]
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
     x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each; NumPy reduces the first axis fastest

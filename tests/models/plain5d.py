@@ -12,7 +12,7 @@ from models.networks import MEAN, STD
 
 
 def load_folded(plain: nn.Module, folded: nn.Module) -> None:
-    """Copy the weights of `folded` to `plain` by name. The two shapes of a name differ only in axes of size 1."""
+    """Copy the weights of `folded` to `plain` by name. Tensors of the same name differ only in axes of size 1."""
     own = plain.state_dict()
     plain.load_state_dict({name: value.reshape(own[name].shape) for name, value in folded.state_dict().items()})
 

@@ -1,4 +1,7 @@
-"""A pack contains every box that training or evaluation may need, for any skeleton. It is black outside the image."""
+"""A pack contains every box that training or evaluation may need, for any skeleton.
+
+If a box extends beyond the image, the pixels there are black.
+"""
 
 from dataclasses import replace
 

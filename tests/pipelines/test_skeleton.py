@@ -151,7 +151,7 @@ def test_a_layout_is_proposed_by_its_number_of_joints():
 
 
 def test_the_limbs_of_posec3d_are_the_published_and_fit_mirrored_clips():
-    """A mirrored limb is one of the limbs, so that its channel exists."""
+    """The mirror image of each limb must be one of the limbs, because it is drawn into the channel of that limb."""
     partner = COCO_17_POSEC3D.partner()
     limbs = {frozenset(limb) for limb in COCO_17_POSEC3D.limbs}
     assert {frozenset(int(partner[joint]) for joint in limb) for limb in limbs} == limbs

@@ -120,7 +120,7 @@ def test_skeletons_of_shown_frames_belong_to_them_in_every_program(tmp_path):
 
 def test_skeletons_of_stored_frames_keep_them_stored(tmp_path):
     work = Videos(tmp_path, replace(TURNED, size=(64, 48)), UPSIDE_DOWN)
-    for name in ("turned", "half"):  # these are the files of a program that does not turn frames
+    for name in ("turned", "half"):  # replaces the skeletons by those of a program that does not turn frames
         shape = np.broadcast_to(np.linspace(5, 43, 17, dtype=np.float32)[:, None], (1, 9, 17, 2))
         arrays = {"keypoint": shape, "keypoint_score": np.ones((1, 9, 17)), "img_shape": (48, 64)}
         np.savez(tmp_path / "poses" / f"{name}.npz", **arrays)

@@ -84,7 +84,7 @@ def products():
 
 @pytest.mark.soak
 def test_a_small_step_through_kernels():
-    """Compares launches and bytes of our kernels with a second count, from the network's calls and argument sizes."""
+    """Compares the planned launches and bytes of our kernels with sums over the kernel calls that the network makes."""
     counts, launches, gigabytes = counted("toy", PARTS), 0, 0.0
     for call, times in calls_of(TOY, train=True).items():
         if call.kernel != "heatmap":

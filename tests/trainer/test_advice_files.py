@@ -230,9 +230,9 @@ ROWS = [
     ("gaps {dir}/t.csv", "t.csv", "\n".join(TRACE.splitlines()[:2]), "run benchmarks/nsys.sh again, and let it", TRACE),
 ]  # fmt: skip
 
-# Each row is a command that is refused, the advice in its message, and the command that follows the advice. {0} is the
-# group of the expression that finds the advice.
 MERGE = "merge {weights}/rgb.pth {weights}/pose.pth"
+# Each row is a command that is refused, a regular expression that finds the advice in its message, and the command that
+# follows the advice. {0} is what the first group of the expression has matched.
 COMMANDS = [
     ("trainer config --exp {dir}/no.py:X", "name an existing file, as in --exp", "trainer config --exp {dir}/own.py:X"),
     ("trainer config --exp ntu60 --set data.coarse_map=()", r"set (model.num_coarse=0) and (model.pcan=none), or",

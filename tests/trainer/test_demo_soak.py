@@ -85,7 +85,7 @@ def test_the_pose_net_cannot_see_colours(runs):
 
 
 def test_the_rgb_net_needs_the_person_for_motion(tmp_path):
-    """People are hidden behind a grey box. The rest of the frame does not show which class of a pair it is."""
+    """A grey box hides the people, so frames do not show which of two classes that differ in motion a clip has."""
     data = replace(
         DEMO.data,
         annotations=str(tmp_path / "hidden" / "annotations.pkl"),

@@ -266,9 +266,9 @@ def test_cudnn_has_no_plan_in_benchmark_mode(build, tmp_path):
 
 
 def test_the_plainest_way_raises_its_own_error(build, monkeypatch):
-    """Errors that no fallback can help are raised unchanged.
+    """Errors that would also occur in a slower way are raised unchanged.
 
-    They come from bugs, from mistakes of the user, or from too little memory.
+    Examples are bugs, mistakes of the user, and too little memory.
     """
     run = build(*ONE_BLOCK, "compile=False")
     for error in (KeyError("a bug"), UserError("a mistake"), torch.OutOfMemoryError("CUDA out of memory")):

@@ -197,7 +197,7 @@ def test_a_buffer_under_two_names_is_guarded_once() -> None:
 
 
 def test_the_guard_sees_what_a_compiled_module_does_to_its_buffers() -> None:
-    """The backend aot_eager needs no compiler. A module compiled by it copies new contents into its buffers."""
+    """A module that is compiled with aot_eager, which needs no C++ compiler, copies new contents into its buffers."""
     net = network()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     optimizer, guard = build_sgd(net.parameters(), 0.1, 0.9, 0.0), BufferGuard(net.buffers())

@@ -90,7 +90,7 @@ def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, t
 
 @pytest.mark.parametrize("several", [[(1, 2), (2, 8)], pytest.param([(1, 2), (4, 5), (2, 8)], marks=pytest.mark.soak)])
 def test_the_order_of_clips_is_the_same_through_any_change_of_ranks(tiny, environment, tmp_path, several):
-    """Eight steps are run by different numbers of ranks in turn. Each global batch equals that of one unbroken rank."""
+    """A run that resumes with other numbers of ranks has the same batches as an uninterrupted run with one rank."""
     orders = []
     for name, course in (("one", [(1, 8)]), ("many", several)):
         log = tmp_path / f"{name}.log"

@@ -42,7 +42,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    """Yield the browser. Fails if a page had an error or loaded any file besides itself."""
+    """Yield the browser. Fails if a page had an error or loaded anything over a network."""
     chromium.complaints.clear()
     chromium.requests.clear()
     yield chromium
@@ -183,8 +183,8 @@ def test_a_run_without_scores_says_how_to_get_them(trained, tmp_path, capsys):
     np.testing.assert_array_equal(stored["rgb"], np.load(run / "eval" / "scores.npz")["rgb"])
 
 
-def shown_with(folder, class_names, coarse_map=()):
-    """Return a run with an evaluation of random scores of classes with these names."""
+def random_run(folder, class_names, coarse_map=()):
+    """Return a run whose classes have these names, and an evaluation of the run with random scores."""
     num_classes, random = len(class_names), torch.Generator().manual_seed(0)
     label = torch.arange(6 * num_classes) % num_classes
     probability = {}
@@ -205,7 +205,7 @@ def test_names_from_files_are_shown_as_text(page, tmp_path):
         "<img src=x onerror=\"document.title='x'\">",
         "a & 'b' \"c\"",
     ]
-    shown = shown_with(tmp_path / "<b>run", [*evil, "\u202eleft"])
+    shown = random_run(tmp_path / "<b>run", [*evil, "\u202eleft"])
     shown = replace(shown, missing=[evil[0]])
     (tmp_path / "page.html").write_text(render([shown]))
     page.open(tmp_path / "page.html")
@@ -218,7 +218,7 @@ def test_names_from_files_are_shown_as_text(page, tmp_path):
 @pytest.mark.parametrize("num_classes", [60, 120])
 def test_many_classes_fit_and_can_be_sorted(page, tmp_path, num_classes):
     names = [f"class with a name {number}" for number in range(num_classes)]
-    (tmp_path / "page.html").write_text(render([shown_with(tmp_path / "run", names)]))
+    (tmp_path / "page.html").write_text(render([random_run(tmp_path / "run", names)]))
     page.open(tmp_path / "page.html", width=1366)
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     assert page.run("(m => m.scrollWidth <= m.clientWidth)(document.querySelector('.matrix'))")

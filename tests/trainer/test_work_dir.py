@@ -49,7 +49,7 @@ def test_checkpoints_of_another_program_are_refused_and_kept(tiny, tmp_path, cap
 
 
 def test_a_new_best_one_removes_none_of_another_program(tmp_path):
-    """The folder has a best checkpoint of another program. A run that saves two best snapshots there keeps it."""
+    """A run saves two best snapshots, and does not remove another program's best checkpoint from the folder."""
     (best, _) = mmengine(tmp_path / "run")
     Writer(tmp_path / "run").close()
     writer = Writer(tmp_path / "run")

@@ -156,7 +156,7 @@ class Means:
         self._newest: Mapping[str, float] = {}
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add means that were logged after `step`, over all steps since the previous call."""
+        """Add `values`, the means over the steps since the previous call. They were logged after step number `step`."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * (step - self._step)
         self._step, self._newest = step, values

@@ -42,8 +42,8 @@ def is_visible(person: np.ndarray, min_score: float) -> np.ndarray:
 def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton, min_score: float = 0.0) -> None:
     """Draw the limbs and joints of M people on a picture.
 
-    joints: [M, V, 3] (x, y, score), with x and y in pixels of the picture. Joints with a score of 0 or below
-    `min_score` are not drawn.
+    joints: [M, V, 3] (x, y, score), with x and y in pixels of the picture. Joints whose score is 0 or
+    less than `min_score` are not drawn.
     """
     zoom = ZOOM if max(picture.size) <= SMALL else 1
     large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

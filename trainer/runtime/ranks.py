@@ -149,7 +149,8 @@ def join(device: str, limit: float = 90.0) -> Iterator[Ranks]:
     rank = int(os.environ["RANK"]) if started_by_launcher() else 0
     local_rank = int(os.environ["LOCAL_RANK"]) if started_by_launcher() else 0
     if device == "cuda":
-        # see_own_card has hidden all other GPUs from this rank
+        # After see_own_card, a rank sees only its own GPU, which is number 0. Without it, a rank sees all GPUs of the
+        # machine, and uses the one with the number local_rank.
         place = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
         torch.cuda.set_device(place)
     else:

@@ -53,9 +53,10 @@ class MemberFile:
 
 
 def read_members(places: Sequence[str]) -> list[MemberFile]:
-    """Read the members that the user names, such as work_dirs/ma52 or scores.npz:rgb, in the order of the first file.
+    """Read the members that the user names, such as work_dirs/ma52 or scores.npz:rgb.
 
-    Raises UserError unless all files have the same clips with the same labels and the same classes.
+    The clips of every member are put into the order of the first member's clips. Raises UserError unless all files have
+    the same clips with the same labels and the same classes.
     """
     members: list[MemberFile] = []
     for place in places:

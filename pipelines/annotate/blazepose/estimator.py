@@ -160,7 +160,10 @@ def groups(boxes: np.ndarray, score: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def around(hips: np.ndarray, rim: np.ndarray) -> Square:
-    """The square around a person from the middle of the hips and a point above it on the circle around the person."""
+    """The square around a person.
+
+    hips: the middle of the hips. rim: the point above the hips on the circle around the person.
+    """
     x, y = rim - hips
     return Square(hips[0], hips[1], 2 * MARGIN * np.hypot(x, y), np.pi / 2 - np.arctan2(-y, x))
 

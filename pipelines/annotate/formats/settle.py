@@ -104,7 +104,10 @@ def settle_scores(kind: str, group: dict[str, Recording], say: Callable[[str], N
 
 
 def likely_layout(joints: np.ndarray) -> str:
-    """The layout in which the limbs of people [N, V, 3] are shortest, if several layouts have V joints. '' if none."""
+    """The layout with as many joints as people [N, V, 3] have, or '' if there is none.
+
+    If several layouts have V joints, the one in which the limbs of the people are shortest.
+    """
     candidates = {name: known for name, known in SKELETONS.items() if known.num_joints == joints.shape[1]}
     if len(candidates) < 2:
         return next(iter(candidates), "")
