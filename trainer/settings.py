@@ -372,30 +372,3 @@ def describe_type(hint: Any) -> str:
 
 
 EXAMPLES = {int: "(10,20)", float: "(0.5,0.8)", bool: "(true,false)", str: "(walk,run)"}
-
-
-def check_division(experiment: Experiment, world_size: int) -> None:
-    """Raise UserError unless each batch can be divided equally among the ranks.
-
-    The clips of a training batch that one rank gets must also be divisible into optim.accumulate equal parts.
-    """
-    for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
-        if clips % world_size:
-            raise UserError(
-                f"{part}.batch_size={clips} cannot be divided equally among {world_size} ranks; change it, or --ranks"
-            )
-    share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
-    if parts < 1 or share % parts:
-        raise UserError(
-            f"the {share} clips of a rank cannot be divided into optim.accumulate={parts} equal parts; change "
-            "optim.accumulate, optim.batch_size or --ranks"
-        )
-
-
-def check_source(experiment: Experiment, device: str) -> None:
-    """Raise UserError if the experiment decodes videos during training, but `device` is not a GPU."""
-    if "rgb" in experiment.streams and experiment.data.source == "video" and device != "cuda":
-        raise UserError(
-            "data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use clip "
-            "packs, which are made automatically"
-        )

@@ -29,8 +29,9 @@ from pipelines.verify.cli import main as verify
 from tests.pipelines.annotated import clip
 from trainer.cli import dispatch, run_command
 from trainer.experiments import EXPERIMENTS
+from trainer.runtime.num_ranks import check_division
 from trainer.runtime.ranks import Ranks
-from trainer.settings import check_division, override
+from trainer.settings import override
 from trainer.snapshots.lock import locked
 from trainer.snapshots.work_dir import claim
 from trainer.stored import to_settings

@@ -31,8 +31,7 @@ from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
 from trainer.report.page.make import PAGE
 from trainer.report.page.reading import try_to_write
-from trainer.runtime.cards import check_cards
-from trainer.runtime.num_ranks import world_size_of
+from trainer.runtime.num_ranks import checked_world_size
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of, join, launch, started_by_launcher
 from trainer.runtime.wrap import compiled
@@ -40,7 +39,7 @@ from trainer.scores.files import SCORES, write_scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.scores.views import Views
 from trainer.scoring import score_clips
-from trainer.settings import SETTINGS, check_division, check_source
+from trainer.settings import SETTINGS
 from trainer.snapshots.choice import RunChoice, checkpoint_of, of_leader, tell
 from trainer.snapshots.work_dir import refuse_links_in
 
@@ -70,10 +69,7 @@ def evaluate(options: EvalOptions, arguments: list[str]) -> int:
     views = Views(clips=options.clips, crops=options.crops, flip=options.flip)
     device, checkpoint = device_of(options.device), checkpoint_of(options, options.averaged)
     experiment = checkpoint.experiment
-    world_size = world_size_of(experiment, options.ranks, device, fewest_clips=1)
-    check_division(experiment, world_size)
-    check_source(experiment, device)
-    check_cards(experiment.optim.precision, device, world_size)
+    world_size = checked_world_size(experiment, options.ranks, device, fewest_clips=1)
     if world_size > 1 and not started_by_launcher():
         return launch(world_size, arguments, 0)
     if options.split is not None:

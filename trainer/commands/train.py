@@ -12,7 +12,7 @@ from rich.console import Console
 from kernels.program import UserError
 from trainer.commands.list import list_experiments
 from trainer.config import Experiment
-from trainer.settings import SETTINGS, Choice, check_division, check_source, experiment_named, experiment_of, names_set
+from trainer.settings import SETTINGS, Choice, experiment_named, experiment_of, names_set
 
 # The lines are indented, because tyro joins lines that are not indented.
 DESCRIPTION = """Train an experiment:
@@ -67,18 +67,14 @@ def train(options: Options, arguments: list[str]) -> int:
     # torch is imported only here, because help, --list and mistakes in settings do not need it.
     from models.weights.layouts import read_weights
     from trainer.data import check_place
-    from trainer.runtime.cards import check_cards
     from trainer.runtime.cuda_graph import check_replay
-    from trainer.runtime.num_ranks import advice_for_all, world_size_of
+    from trainer.runtime.num_ranks import advice_for_all, checked_world_size
     from trainer.runtime.ranks import device_of, launch, started_by_launcher
     from trainer.runtime.tuning.choice import Lookup
     from trainer.session import train_here
 
     device = device_of(options.device)
-    world_size = world_size_of(experiment, options.ranks, device)
-    check_division(experiment, world_size)
-    check_source(experiment, device)
-    check_cards(experiment.optim.precision, device, world_size)
+    world_size = checked_world_size(experiment, options.ranks, device)
     check_place(experiment)
     if experiment.cuda_graph:
         check_replay(device, world_size)

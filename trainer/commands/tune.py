@@ -15,7 +15,7 @@ from trainer.commands.tables import new_table, print_table
 from trainer.report.curves import BOTH, GREY, POSE, RGB, write_png
 from trainer.runtime.tuning import Result, Row, tune
 from trainer.runtime.tuning.search import Show
-from trainer.settings import Choice, check_division, check_source, experiment_of, names_set
+from trainer.settings import Choice, experiment_of, names_set
 
 DESCRIPTION = """Find the fastest way to compute an experiment's training steps on this machine:
   python -m trainer tune --exp ntu60_x3d
@@ -40,8 +40,7 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
         raise UserError(f"--minutes {options.minutes:g}: the time must be positive, as in --minutes 10")
     experiment = experiment_of(options)
     # torch is imported only here, because help and mistakes in settings do not need it.
-    from trainer.runtime.cards import check_cards
-    from trainer.runtime.num_ranks import world_size_of
+    from trainer.runtime.num_ranks import checked_world_size
     from trainer.runtime.ranks import device_of, started_by_launcher
 
     if started_by_launcher():
@@ -49,10 +48,7 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
             "tune measures a single process: start it without torchrun or srun, and with the --ranks of the run"
         )
     device = device_of(options.device)
-    num_ranks = world_size_of(experiment, options.ranks, device)
-    check_division(experiment, num_ranks)
-    check_source(experiment, device)
-    check_cards(experiment.optim.precision, device, num_ranks)
+    num_ranks = checked_world_size(experiment, options.ranks, device)
     console = console or Console()
     with shown(console) as show:
         fixed, minutes = names_set(options), options.minutes

@@ -1,14 +1,29 @@
-"""How many ranks a run has: as many as the launcher or --ranks says, otherwise as many as its batches can keep busy."""
+"""How many ranks a run has: as many as the launcher or --ranks says, otherwise as many as its batches can keep busy.
+
+Also checks whether the experiment can run with these ranks on the GPUs of this machine.
+"""
 
 import os
 
 from kernels.program import UserError
 from trainer.config import Experiment
+from trainer.runtime.cards import check_cards
 from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.own_card import cards
 from trainer.runtime.ranks import started_by_launcher
 
 CLIPS_PER_RANK = 8  # with fewer clips at a time, BatchNorm's statistics are poor and a GPU mostly waits for launches
+
+
+def checked_world_size(
+    experiment: Experiment, ranks: int | None, device: str, fewest_clips: int = CLIPS_PER_RANK
+) -> int:
+    """`world_size_of` the run. Raises UserError if the experiment cannot run with so many ranks on this device."""
+    world_size = world_size_of(experiment, ranks, device, fewest_clips)
+    check_division(experiment, world_size)
+    check_source(experiment, device)
+    check_cards(experiment.optim.precision, device, world_size)
+    return world_size
 
 
 def world_size_of(experiment: Experiment, ranks: int | None, device: str, fewest_clips: int = CLIPS_PER_RANK) -> int:
@@ -65,3 +80,30 @@ def advice_for_all(experiment: Experiment, ranks: int | None, device: str, world
         f"{world_size} of {num_gpus} GPUs are used, because with more, each would get fewer than {CLIPS_PER_RANK} "
         f"clips of a batch of {optim.batch_size}; all would be used with --set {' --set '.join(changes)}"
     )
+
+
+def check_division(experiment: Experiment, world_size: int) -> None:
+    """Raise UserError unless each batch can be divided equally among the ranks.
+
+    The clips of a training batch that one rank gets must also be divisible into optim.accumulate equal parts.
+    """
+    for part, clips in (("optim", experiment.optim.batch_size), ("val", experiment.val.batch_size)):
+        if clips % world_size:
+            raise UserError(
+                f"{part}.batch_size={clips} cannot be divided equally among {world_size} ranks; change it, or --ranks"
+            )
+    share, parts = experiment.optim.batch_size // world_size, experiment.optim.accumulate
+    if parts < 1 or share % parts:
+        raise UserError(
+            f"the {share} clips of a rank cannot be divided into optim.accumulate={parts} equal parts; change "
+            "optim.accumulate, optim.batch_size or --ranks"
+        )
+
+
+def check_source(experiment: Experiment, device: str) -> None:
+    """Raise UserError if the experiment decodes videos during training, but `device` is not a GPU."""
+    if "rgb" in experiment.streams and experiment.data.source == "video" and device != "cuda":
+        raise UserError(
+            "data.source=video decodes videos on a GPU, and this run has none: leave this setting out to use clip "
+            "packs, which are made automatically"
+        )
