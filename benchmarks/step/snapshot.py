@@ -4,14 +4,14 @@ Needs DALI.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from benchmarks.data.clips import long_loader, on_made_clips
-from benchmarks.harness import Result, Target, spread
+from benchmarks.harness import Result, Target, spread, time_rounds
 from benchmarks.synthetic import TOY
 from models.networks import build_model
 from trainer.experiments import MA52_RUN, NTU60_X3D
@@ -45,7 +45,7 @@ def measure_snapshot(target: Target) -> Iterator[Result]:
         if on_gpu:
             torch.cuda.synchronize()
 
-    step = _seconds_a_step(product, 0.5)
+    step = float(np.median(time_rounds({"product": product}, target, seconds=0.5)["product"]))
     lost, writing = [], []
     for save in range(2 if target.toy else 10):
         start = time.perf_counter()
@@ -69,15 +69,6 @@ def measure_snapshot(target: Target) -> Iterator[Result]:
             "share_lost": spread(np.array(lost) / np.array(writing)),
         },
     )
-
-
-def _seconds_a_step(step: Callable[[], object], seconds: float) -> float:
-    samples, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        samples.append(time.perf_counter() - start)
-    return float(np.median(samples))
 
 
 def measure_resume(target: Target) -> Iterator[Result]:
