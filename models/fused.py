@@ -46,7 +46,7 @@ class FusedX3DBlock(X3DBlock):
         y, mean, var = shift_conv(x, conv1.conv.weight, num_frames, self.fold)
         scale, shift = scale_and_shift(conv1.bn, mean, var, y)
         num_clips, stride = len(x) // num_frames, conv2.conv.stride[0]
-        y, mean, var, means = depthwise_conv(y, conv2.conv.weight, stride, scale, shift, "relu", num_clips)
+        y, mean, var, means = depthwise_conv(y, conv2.conv.weight, stride, scale, shift, num_clips)
         scale, shift = (t[None] for t in scale_and_shift(conv2.bn, mean, var, y))
         if self.se_module is not None:
             gate = self.se_module.gate(means * scale + shift)
@@ -140,7 +140,7 @@ class FusedNorm(Norm):
         if not (has_kernels_for(y) and self.training):
             return super().forward(y, activation, shortcut)
         count = values_per_channel(y)
-        y, mean, var = norm_act(y, self.weight, self.bias, shortcut, None, activation, self.eps)
+        y, mean, var = norm_act(y, self.weight, self.bias, shortcut, activation, self.eps)
         update_running(self, mean, var, count)
         return y
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks.harness import GUIDE
 from benchmarks.kernels.launches import Call, calls_of, describe
@@ -23,8 +22,6 @@ from benchmarks.records import commit, write_record
 from benchmarks.synthetic import random_batch
 from models.config import RGBPoseConfig, X3DPairConfig
 from models.fused import PARTS
-from models.networks import build_model
-from models.resnet_path import Bottleneck
 from tests.models.plain5d import X3DPair5d
 from tests.models.plain5d_rgbpose import RGBPose5d
 from tests.planner.cards import H200
@@ -48,8 +45,6 @@ def write_bytes(path: Path) -> None:
             print(f"{name} {part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
         print(f"{name} whole step: " + ", ".join(f"{key} {value:.4g}" for key, value in step.items()))
         print(f"{name} in the compiler's plan: {record['compiled'][name]}")
-        if saved := saved_by_dense_kernel(experiment):
-            print(f"{name}: a kernel for the 3x3 convolutions of bottlenecks would save an estimated {saved:.2f} GB")
     write_record(path, record)
 
 
@@ -72,32 +67,6 @@ def whole_step(experiment: Experiment, launches: list[dict]) -> dict[str, float]
         "launches": sum(launch["launches"] * launch["times"] for launch in launches),
         "published_eager_launches": operators.launches,
     }
-
-
-def saved_by_dense_kernel(experiment: Experiment) -> float:
-    """Estimate the GB per clip that a kernel for the 3x3 convolutions of bottlenecks would save (we have none).
-
-    Let x be the input of a convolution, and y its result. The kernel would apply the previous norm while it loads x,
-    and compute the statistics of y while it stores y. In the forward pass, this saves one read and one write of x, and
-    one read of y. The backward kernel would read y, its gradient and x once each, and write the gradient of x once.
-    This moves 2 y + 2 x. Without the kernel, separate passes compute the gradients of the input and the weight (these
-    move 2 y + 2 x), the gradients of the relu and the previous norm (5 x), and the sum of the two gradients of y (3 y).
-    """
-    config = experiment.model
-    few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS))
-    with torch.device("meta"):
-        network = build_model(replace(config, pcan=None) if hasattr(config, "pcan") else config)
-    elements = 0
-
-    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal elements
-        elements += 7 * inputs[0].numel() + 4 * output.numel()
-
-    for block in network.modules():
-        if isinstance(block, Bottleneck):
-            block.conv2.register_forward_hook(count)
-    network(*(tensor.to("meta") for tensor in random_batch(few, torch.device("cpu"))))
-    return elements * BYTES / CLIPS / 1e9
 
 
 def training_launches(experiment: Experiment) -> Iterator[dict]:

@@ -27,25 +27,16 @@ PROGRAMS = 2048  # a launch has about this many programs
 
 
 def depthwise_conv(
-    x: Tensor,
-    weight: Tensor,
-    stride: int = 1,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str = "none",
-    num_groups: int = 1,
+    x: Tensor, weight: Tensor, stride: int, scale: Tensor, shift: Tensor, num_groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The arguments and results are those of `depthwise_reference.depthwise_conv`."""
     assert stride in (1, 2)
-    assert activation in ("none", "relu", "silu")
     assert len(x) % num_groups == 0
-    assert (scale is None) == (shift is None)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    if scale is not None and shift is not None:
-        scale, shift = scale.float().contiguous(), shift.float().contiguous()
+    scale, shift = scale.float().contiguous(), shift.float().contiguous()
     images, taps = x.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).contiguous()
-    result, mean, var, means = _depthwise(images, taps, scale, shift, stride, activation, num_groups)
+    result, mean, var, means = _depthwise(images, taps, scale, shift, stride, num_groups)
     return result.permute(0, 3, 1, 2), mean, var, means
 
 
@@ -113,7 +104,7 @@ def spread_over_pixels(
 
 @triton_op("duet::depthwise_conv", mutates_args=())
 def _depthwise(
-    images: Tensor, taps: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int, activation: str, groups: int
+    images: Tensor, taps: Tensor, scale: Tensor, shift: Tensor, stride: int, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the result [F, h, w, C], its mean [C], its variance [C], and the mean of each group of images [N, C].
 
@@ -124,7 +115,7 @@ def _depthwise(
     strips = cut(result, images, groups, stride, SPAN)
     partial = images.new_empty(3, channels, strips.partial, dtype=torch.float32)
     if count:
-        wrap_triton(_forward)[strips.grid](result, partial, images, taps, scale, shift, activation, **strips.options)
+        wrap_triton(_forward)[strips.grid](result, partial, images, taps, scale, shift, **strips.options)
     return result, *merge_strips(partial, groups)
 
 
@@ -137,24 +128,23 @@ def _grads(
     slope: Tensor,
     images: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
     stride: int,
-    activation: str,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C] if they are not None.
+    """Return the gradients of the images, of the weight [C, 9], and of scale and shift [C].
 
     level [N, C] or [1, C] and slope [C] come from `spread_over_pixels`.
     """
     strips, channels = cut(result, images, groups, stride, SPAN // stride), images.shape[3]
     grad_images = images.new_empty(images.shape)
-    partial = images.new_empty(channels * (9 if scale is None else 11), strips.partial, dtype=torch.float32)
+    partial = images.new_empty(channels * 11, strips.partial, dtype=torch.float32)
     if len(images):
-        arguments = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1, activation
+        arguments = grad, result, mean, level, slope, images, weight, scale, shift, len(level) > 1
         wrap_triton(_gradients)[strips.grid](grad_images, partial, *arguments, **strips.options)
-    of_weight, *of_affine = partial.tensor_split((9 * channels, 10 * channels))
-    return grad_images, of_weight.sum(1).view(weight.shape).to(weight.dtype), *(part.sum(1) for part in of_affine)
+    of_weight, of_scale, of_shift = (part.sum(1) for part in partial.tensor_split((9 * channels, 10 * channels)))
+    return grad_images, of_weight.view(weight.shape).to(weight.dtype), of_scale, of_shift
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -168,8 +158,7 @@ def _backward(ctx, grad: Tensor | None, *of_statistics: Tensor | None):
     images, weight, scale, shift, result, mean = ctx.saved_tensors
     grad = torch.zeros_like(result) if grad is None else grad.contiguous()
     arguments = grad, result, mean, *spread_over_pixels(mean, *of_statistics, result[..., 0].numel())
-    grad_images, grad_weight, *of_affine = _grads(*arguments, images, weight, scale, shift, *ctx.options)
-    return grad_images, grad_weight, *((None, None) if scale is None else of_affine), None, None, None
+    return *_grads(*arguments, images, weight, scale, shift, *ctx.options), None, None
 
 
 _depthwise.register_autograd(_backward, setup_context=_keep)
@@ -185,12 +174,10 @@ def _place(W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SPAN: tl.co
 
 
 @triton.jit
-def _normalised(value, inside, factor, addend, ACTIVATION: tl.constexpr):
+def _normalised(value, inside, factor, addend):
     """Return values in float32 as the convolution reads them: normalised and activated, and 0 outside of the image."""
-    if factor is not None:
-        z = value.to(tl.float32) * factor + addend
-        value = tl.where(inside, activate(z, ACTIVATION), 0.0).to(value.dtype)
-    return value.to(tl.float32)
+    z = value.to(tl.float32) * factor + addend
+    return tl.where(inside, activate(z, "relu"), 0.0).to(value.dtype).to(tl.float32)
 
 
 @triton.jit
@@ -199,9 +186,8 @@ def _forward(
     partial,  # [3, C, N*S]: count, mean, summed squared deviations
     images,  # [F, SOURCE_H, SOURCE_W, C]
     weight,  # [C, 9]
-    scale,  # [C] or None
-    shift,  # [C] or None
-    ACTIVATION: tl.constexpr,
+    scale,  # [C]
+    shift,  # [C]
     group_images,
     splits,
     steps,
@@ -227,9 +213,7 @@ def _forward(
     weights = ()
     for tap in tl.static_range(9):
         weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
-    factor, addend = None, None
-    if scale is not None:
-        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
+    factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
     pivot, above, squares, pixels = nothing, nothing, nothing, lane * 0
     width: tl.constexpr = SPAN * STRIDE + 3 - STRIDE  # number of columns that a lane reads
@@ -249,7 +233,7 @@ def _forward(
                     x = column * STRIDE + (k - 1)
                     inside = (owned & (y >= 0) & (y < SOURCE_H) & (x >= 0) & (x < SOURCE_W))[:, None] & known[None, :]
                     value = tl.load(source + y * (SOURCE_W * C) + (k - 1) * C, inside, 0.0)
-                    values += (_normalised(value, inside, factor, addend, ACTIVATION),)
+                    values += (_normalised(value, inside, factor, addend),)
                 for k in tl.static_range((4 - STRIDE) * SPAN):
                     total = sums[k]
                     for tap in tl.static_range(9):
@@ -285,7 +269,7 @@ def _forward(
 @triton.jit
 def _gradients(
     grad_images,  # [F, SOURCE_H, SOURCE_W, C]
-    partial,  # [9 * C or 11 * C, N*S]: gradients of the weight, then of scale and shift if they are not None
+    partial,  # [11 * C, N*S]: gradients of the weight, then of scale and shift
     grad,  # [F, H, W, C]
     result,  # [F, H, W, C]
     mean,  # [C]
@@ -293,10 +277,9 @@ def _gradients(
     slope,  # [C]
     images,  # [F, SOURCE_H, SOURCE_W, C]
     weight,  # [C, 9]
-    scale,  # [C] or None
-    shift,  # [C] or None
+    scale,  # [C]
+    shift,  # [C]
     APART: tl.constexpr,  # whether level is [N, C], with a row for each group
-    ACTIVATION: tl.constexpr,
     group_images,
     splits,
     steps,
@@ -323,12 +306,10 @@ def _gradients(
     known = channel < C
     group, image = tl.program_id(2) // splits, tl.program_id(2) % splits * steps * BLOCK_I + lane // LANES
     nothing = tl.zeros([BLOCK_I * LANES, BLOCK_C], tl.float32)
-    weights, sums = (), (nothing,) * (9 if scale is None else 11)
+    weights, sums = (), (nothing,) * 11
     for tap in tl.static_range(9):
         weights += (load(weight, channel * 9 + tap, known).to(images.dtype.element_ty).to(tl.float32)[None, :],)
-    factor, addend = None, None
-    if scale is not None:
-        factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
+    factor, addend = load(scale, channel, known)[None, :], load(shift, channel, known)[None, :]
     centre, rise = load(mean, channel, known)[None, :], load(slope, channel, known)[None, :]
     base = load(level, group * C * APART + channel, known)[None, :]
     before: tl.constexpr = 2 - STRIDE  # columns of the window that are to the left of the lane
@@ -354,7 +335,7 @@ def _gradients(
                     inside = owned & (row >= first) & (row < H) & (y < SOURCE_H) & (x < SOURCE_W)
                     inside = inside[:, None] & known[None, :]
                     raw = tl.load(images + place + y * (SOURCE_W * C) + (j - 1) * C, inside, 0.0)
-                    operand = _normalised(raw, inside, factor, addend, ACTIVATION)
+                    operand = _normalised(raw, inside, factor, addend)
                     total, new_sums = nothing, ()
                     for tap in tl.static_range(9):
                         added = sums[tap]
@@ -363,17 +344,16 @@ def _gradients(
                             total += gradient * weights[tap]
                             added += gradient * operand
                         new_sums += (added,)
-                    if scale is not None:
-                        value = raw.to(tl.float32)
-                        total = through(tl.where(inside, total, 0.0), value * factor + addend, ACTIVATION)
-                        new_sums += (sums[9] + total * value, sums[10] + total)
-                        total *= factor
+                    value = raw.to(tl.float32)
+                    total = through(tl.where(inside, total, 0.0), value * factor + addend, "relu")
+                    new_sums += (sums[9] + total * value, sums[10] + total)
                     sums = new_sums
+                    total *= factor
                     target = grad_images + place + y * (SOURCE_W * C) + (j - 1) * C
                     tl.store(target, total.to(grad_images.dtype.element_ty), inside)
         image += BLOCK_I
     programs = tl.num_programs(1) * tl.num_programs(2)
     target = partial + (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1))
-    for k in tl.static_range(9 if scale is None else 11):
+    for k in tl.static_range(11):
         row = channel * 9 + k if k < 9 else k * C + channel
         tl.store(target + row * programs, tl.sum(sums[k], 0), known)

@@ -25,20 +25,14 @@ def shift_conv(x: Tensor, weight: Tensor, num_frames: int, fold: int) -> tuple[T
 
 
 def depthwise_conv(
-    x: Tensor,
-    weight: Tensor,
-    stride: int = 1,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str = "none",
-    num_groups: int = 1,
+    x: Tensor, weight: Tensor, stride: int, scale: Tensor, shift: Tensor, num_groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Apply norm, activation and a depthwise 3x3 convolution. Also return the statistics of the result."""
+    """Apply norm, relu and a depthwise 3x3 convolution. Also return the statistics of the result."""
     if x.is_cuda:
         from kernels.blocks import depthwise as module
     else:
         module = depthwise_reference
-    return module.depthwise_conv(x, weight, stride, scale, shift, activation, num_groups)
+    return module.depthwise_conv(x, weight, stride, scale, shift, num_groups)
 
 
 def conv_bn(
@@ -89,13 +83,12 @@ def norm_act(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None = None,
-    gate: Tensor | None = None,
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply BatchNorm in training mode, then gate, residual and activation. Also return the statistics of x."""
+    """Apply BatchNorm in training mode, then residual and activation. Also return the statistics of x."""
     if x.is_cuda:
         from kernels.blocks import norm_act as module
     else:
         module = norm_act_reference
-    return module.norm_act(x, weight, bias, residual, gate, activation, eps)
+    return module.norm_act(x, weight, bias, residual, activation, eps)

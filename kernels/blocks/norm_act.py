@@ -1,4 +1,4 @@
-"""BatchNorm over rows [R, C], with gate, residual and activation, in two forward and two backward passes.
+"""BatchNorm over rows [R, C], with residual and activation, in two forward and two backward passes.
 
 Between two passes, only statistics and sums are stored. If there is a residual, the gradient of the activation's input
 is stored, too. rows.py explains how the work is divided among programs.
@@ -19,27 +19,20 @@ def norm_act(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None = None,
-    gate: Tensor | None = None,
     activation: str = "none",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The arguments and results are those of `norm_act_reference.norm_act`."""
     num_images, channels, height, width = x.shape
-    assert activation in ("none", "relu", "silu")
-    assert gate is None or num_images % len(gate) == 0
+    assert activation in ("none", "relu")
     residual_rows = None if residual is None else _rows(residual)
-    gate = None if gate is None else gate.contiguous()
     affine = weight.contiguous(), bias.contiguous()
-    result, mean, var = _norm_act(_rows(x), *affine, residual_rows, gate, activation, eps)
+    result, mean, var = _norm_act(_rows(x), *affine, residual_rows, activation, eps)
     return result.view(num_images, height, width, channels).permute(0, 3, 1, 2), mean, var
 
 
 def _rows(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
-
-
-def _groups(gate: Tensor | None) -> int:
-    return 1 if gate is None else len(gate)
 
 
 @triton_op("duet::norm_act", mutates_args=())
@@ -48,19 +41,15 @@ def _norm_act(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
-    gate: Tensor | None,
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result [N*P, C], the mean [C] and the variance [C].
-
-    rows, residual: [N*P, C]; weight, bias: [C]; gate: [N, C].
-    """
+    """Return the result [R, C], the mean [C] and the variance [C] for rows and residual [R, C], weight and bias [C]."""
     mean, var = moments_of_rows(rows)
     result = rows.new_empty(rows.shape)
-    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
+    programs, shape, options = split_rows(rows, 1, summed=False)
     wrap_triton(_forward)[(programs,)](
-        result, rows, residual, mean, var, weight, bias, gate, eps, *shape, ACTIVATION=activation, **options
+        result, rows, residual, mean, var, weight, bias, eps, *shape, ACTIVATION=activation, **options
     )
     return result, mean, var
 
@@ -74,20 +63,19 @@ def _grad_sums(
     var: Tensor,
     weight: Tensor,
     bias: Tensor,
-    gate: Tensor | None,
     activation: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return two sums over each group [2, N, C], and g [N*P, C], the gradient of the activation's input.
+    """Return two sums over all rows [2, C], and g [R, C], the gradient of the activation's input.
 
     The first sum is that of g, the second that of g times the normalised rows. Without a residual, an empty tensor is
     returned instead of g.
     """
-    programs, shape, options = split_rows(rows, _groups(gate), summed=True)
-    partial = rows.new_empty(2, _groups(gate), rows.shape[1], shape[1], dtype=torch.float32)
+    programs, shape, options = split_rows(rows, 1, summed=True)
+    partial = rows.new_empty(2, rows.shape[1], shape[1], dtype=torch.float32)
     inner = grad.new_empty(grad.shape if residual is not None else (0,))
     wrap_triton(_backward_sums)[(programs,)](
-        *(partial, inner, grad, rows, residual, mean, var, weight, bias, gate, eps, partial[0].numel(), *shape),
+        *(partial, inner, grad, rows, residual, mean, var, weight, bias, eps, partial[0].numel(), *shape),
         ACTIVATION=activation,
         **options,
     )
@@ -98,12 +86,10 @@ def _grad_sums(
 def _grad_rows(
     grad: Tensor,
     rows: Tensor,
-    residual: Tensor | None,
     mean: Tensor,
     var: Tensor,
     weight: Tensor,
     bias: Tensor,
-    gate: Tensor | None,
     shares: Tensor,
     activation: str,
     eps: float,
@@ -113,41 +99,36 @@ def _grad_rows(
     shares: [2, C], the gradients of bias and weight, divided by the number of rows.
     """
     result = rows.new_empty(rows.shape)
-    programs, shape, options = split_rows(rows, _groups(gate), summed=False)
+    programs, shape, options = split_rows(rows, 1, summed=False)
     wrap_triton(_backward_rows)[(programs,)](
-        *(result, grad, rows, residual, mean, var, weight, bias, gate, shares, eps, *shape),
-        ACTIVATION=activation,
-        **options,
+        *(result, grad, rows, mean, var, weight, bias, shares, eps, *shape), ACTIVATION=activation, **options
     )
     return result
 
 
 def _keep(ctx, inputs, output) -> None:
-    rows, weight, bias, residual, gate, ctx.activation, ctx.eps = inputs
+    rows, weight, bias, residual, ctx.activation, ctx.eps = inputs
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
     ctx.has_residual = residual is not None
     linear = ctx.activation == "none"  # without an activation, no gradient depends on the residual
-    ctx.save_for_backward(rows, weight, bias, None if linear else residual, gate, mean, var)
+    ctx.save_for_backward(rows, weight, bias, None if linear else residual, mean, var)
 
 
 def _backward(ctx, grad: Tensor, *_):
-    rows, weight, bias, residual, gate, mean, var = ctx.saved_tensors
+    rows, weight, bias, residual, mean, var = ctx.saved_tensors
     grad, activation = grad.contiguous(), ctx.activation
     of_channels = mean, var, weight, bias
-    sums, inner = _grad_sums(grad, rows, residual, *of_channels, gate, activation, ctx.eps)
-    through = grad if residual is None else inner
-    if activation == "relu" and residual is not None:
-        # The second pass can start from the stored gradient of relu's input instead of `grad`. The stored values are
+    sums, inner = _grad_sums(grad, rows, residual, *of_channels, activation, ctx.eps)
+    if residual is not None:
+        # The second pass starts from the stored gradient of relu's input instead of `grad`. The stored values are
         # exact, because relu's backward only sets some gradients to 0.
-        grad, activation, residual = through, "none", None
-    totals = (sums if gate is None else sums * gate).sum(1)
+        grad, activation = inner, "none"
     grad_rows = None
     if ctx.needs_input_grad[0]:
-        grad_rows = _grad_rows(grad, rows, residual, *of_channels, gate, totals / len(rows), activation, ctx.eps)
-    grad_gate = None if gate is None else (sums[0] * bias + sums[1] * weight).to(gate.dtype)
-    grad_bias, grad_weight = totals[0].to(bias.dtype), totals[1].to(weight.dtype)
-    return grad_rows, grad_weight, grad_bias, through if ctx.has_residual else None, grad_gate, None, None
+        grad_rows = _grad_rows(grad, rows, *of_channels, sums / len(rows), activation, ctx.eps)
+    grad_bias, grad_weight = sums[0].to(bias.dtype), sums[1].to(weight.dtype)
+    return grad_rows, grad_weight, grad_bias, grad if ctx.has_residual else None, None, None
 
 
 _norm_act.register_autograd(_backward, setup_context=_keep)
@@ -167,16 +148,15 @@ def _over_deviation(var, eps, channel, C: tl.constexpr):
 
 @triton.jit
 def _forward(
-    result,  # [N*P, C]
-    rows,  # [N*P, C]
-    residual,  # [N*P, C] or None
+    result,  # [R, C]
+    rows,  # [R, C]
+    residual,  # [R, C] or None
     mean,  # [C]
     var,  # [C]
     weight,  # [C]
     bias,  # [C]
-    gate,  # [N, C] or None
     eps,
-    group_rows,
+    num_rows,
     splits,
     steps,
     ACTIVATION: tl.constexpr,
@@ -184,15 +164,13 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, _, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    _, _, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     scale = _over_deviation(var, eps, channel, C) * _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < rows_left)[:, None] & (channel < C)[None, :]
     value = load(rows, place, inside) - _row(mean, channel, C)
     z = value * scale + _row(bias, channel, C)
-    if gate is not None:
-        z *= _row(gate + group * C, channel, C)
     if residual is not None:
         z += load(residual, place, inside)
     tl.store(result + place, activate(z, ACTIVATION).to(result.dtype.element_ty), inside)
@@ -200,19 +178,18 @@ def _forward(
 
 @triton.jit
 def _backward_sums(
-    partial,  # [2, N, C, S]
-    inner,  # [N*P, C], or empty if residual is None
-    grad,  # [N*P, C]
-    rows,  # [N*P, C]
-    residual,  # [N*P, C] or None
+    partial,  # [2, C, S]
+    inner,  # [R, C], or empty if residual is None
+    grad,  # [R, C]
+    rows,  # [R, C]
+    residual,  # [R, C] or None
     mean,  # [C]
     var,  # [C]
     weight,  # [C]
     bias,  # [C]
-    gate,  # [N, C] or None
     eps,
-    size,  # N*C*S
-    group_rows,
+    size,  # C*S
+    num_rows,
     splits,
     steps,
     ACTIVATION: tl.constexpr,
@@ -220,7 +197,7 @@ def _backward_sums(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, split, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    _, split, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     centre, rstd = _row(mean, channel, C), _over_deviation(var, eps, channel, C)
     scale, shift = _row(weight, channel, C), _row(bias, channel, C)
     local = tl.arange(0, BLOCK_R)
@@ -232,8 +209,6 @@ def _backward_sums(
         gradient = load(grad, place, inside)
         value = (load(rows, place, inside) - centre) * rstd
         z = value * scale + shift
-        if gate is not None:
-            z *= _row(gate + group * C, channel, C)
         if residual is not None:
             z += load(residual, place, inside)
         gradient = through(gradient, z, ACTIVATION)
@@ -242,25 +217,23 @@ def _backward_sums(
         plain += gradient
         normed += gradient * value
         first += BLOCK_R
-    target = partial + (group * C + channel) * splits + split
+    target = partial + channel * splits + split
     tl.store(target, tl.sum(plain, 0), channel < C)
     tl.store(target + size, tl.sum(normed, 0), channel < C)
 
 
 @triton.jit
 def _backward_rows(
-    result,  # [N*P, C]
-    grad,  # [N*P, C]
-    rows,  # [N*P, C]
-    residual,  # [N*P, C] or None
+    result,  # [R, C]
+    grad,  # [R, C]
+    rows,  # [R, C]
     mean,  # [C]
     var,  # [C]
     weight,  # [C]
     bias,  # [C]
-    gate,  # [N, C] or None
     shares,  # [2, C]: gradients of bias and weight, divided by the number of rows
     eps,
-    group_rows,
+    num_rows,
     splits,
     steps,
     ACTIVATION: tl.constexpr,
@@ -268,18 +241,13 @@ def _backward_rows(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    group, _, first, rows_left, channel = part(group_rows, splits, steps, C, BLOCK_R, BLOCK_C)
+    _, _, first, rows_left, channel = part(num_rows, splits, steps, C, BLOCK_R, BLOCK_C)
     rstd, scale = _over_deviation(var, eps, channel, C), _row(weight, channel, C)
     local = tl.arange(0, BLOCK_R)
     place = first * C + local[:, None] * C + channel[None, :]
     inside = (local < rows_left)[:, None] & (channel < C)[None, :]
     gradient = load(grad, place, inside)
     value = (load(rows, place, inside) - _row(mean, channel, C)) * rstd
-    z = value * scale + _row(bias, channel, C)
-    factor = 1.0 if gate is None else _row(gate + group * C, channel, C)
-    z *= factor
-    if residual is not None:
-        z += load(residual, place, inside)
-    gradient = through(gradient, z, ACTIVATION) * factor
+    gradient = through(gradient, value * scale + _row(bias, channel, C), ACTIVATION)
     gradient = (gradient - _row(shares, channel, C) - value * _row(shares + C, channel, C)) * (rstd * scale)
     tl.store(result + place, gradient.to(result.dtype.element_ty), inside)

@@ -47,21 +47,17 @@ class ConvBnCall:
         return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))
 
     def plain(self) -> None:
-        """Run the same layers in plain torch: both norms, squeeze-excite, the convolution and the shortcut."""
+        """Run the same layers in plain torch: both norms, the convolution and the shortcut."""
         leaves = x, weight, *affine = self._leaves("meta")
         size = self.clips * self.frames, self.outputs, self.height, self.width
         shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)
         if affine:
             x = torch.batch_norm(x, affine[0][0], affine[1][0], None, None, True, 0.0, 1e-5, False)
-            gate = None
-            if self.norms > 1:
-                rows = x.permute(0, 2, 3, 1).unflatten(0, (self.clips, -1))
-                gate = rows.mean((1, 2, 3)).sigmoid()
-            x = finish(x, None, gate, self.activation)
+            x = {"none": lambda z: z, "relu": torch.relu, "silu": F.silu}[self.activation](x)
         after = torch.empty(2, self.outputs, device="meta")
         y = torch.batch_norm(F.conv2d(x, weight), after[0], after[1], None, None, True, 0.0, 1e-5, False)
         added = [shortcut] if self.behind == "shortcut" else []
-        result = finish(y, added[0] if added else None, None, "none" if self.behind == "norm" else "relu")
+        result = finish(y, added[0] if added else None, "none" if self.behind == "norm" else "relu")
         torch.autograd.grad(result, (*leaves, *added), torch.empty_like(result))
 
     def run(self) -> None:

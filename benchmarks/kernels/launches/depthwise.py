@@ -27,8 +27,8 @@ class DepthwiseCall:
     def find(cls, seen: Seen) -> Iterator[Self]:
         """List the calls. With squeeze-excite, the scale of the next convolution has one row for each clip."""
         scales = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
-        for (x, _, stride, _, _, activation, num_groups), scale in zip(seen.calls["depthwise"], scales, strict=True):
-            assert (activation, num_groups) == ("relu", CLIPS)
+        for (x, _, stride, _, _, num_groups), scale in zip(seen.calls["depthwise"], scales, strict=True):
+            assert num_groups == CLIPS
             yield cls(clips=seen.clips, **sizes(x), stride=stride, squeezed=len(scale) == CLIPS)
 
     def toy(self) -> Self:
@@ -43,7 +43,7 @@ class DepthwiseCall:
 
     def run(self) -> None:
         leaves = x, weight, scale, shift = self._leaves("cpu")
-        results = depthwise_conv(x, weight, self.stride, scale, shift, "relu", self.clips)
+        results = depthwise_conv(x, weight, self.stride, scale, shift, self.clips)
         outputs = results[: 3 + self.squeezed]
         torch.autograd.grad(outputs, leaves, [torch.empty_like(output) for output in outputs])
 

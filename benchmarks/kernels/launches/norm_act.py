@@ -25,8 +25,7 @@ class NormActCall:
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        for x, _, _, residual, gate, activation, _ in seen.calls["norm_act"]:
-            assert gate is None
+        for x, _, _, residual, activation, _ in seen.calls["norm_act"]:
             yield cls(clips=seen.clips, **sizes(x), residual=residual is not None, activation=activation)
 
     def toy(self) -> Self:
@@ -35,13 +34,13 @@ class NormActCall:
     def plain(self) -> None:
         def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
             y = torch.batch_norm(x, weight, bias, None, None, True, 0.0, 1e-5, False)
-            return finish(y, residual, None, self.activation)
+            return finish(y, residual, self.activation)
 
         self._make(norm, "meta")
 
     def run(self) -> None:
         def norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-            return norm_act(x, weight, bias, residual, None, self.activation)[0]
+            return norm_act(x, weight, bias, residual, self.activation)[0]
 
         self._make(norm, "cpu")
 

@@ -15,7 +15,7 @@ if torch.cuda.is_available():
     )
 
 from benchmarks.kernels.launches import CALLS, calls_of, describe
-from benchmarks.kernels.moved import moved, saved_by_dense_kernel, totals, toy_launches, training_launches
+from benchmarks.kernels.moved import moved, totals, toy_launches, training_launches
 from benchmarks.kernels.traffic import Traffic
 from benchmarks.records import RECORDS
 from kernels.blocks import conv_bn, shift_conv
@@ -135,15 +135,6 @@ def test_blocks_through_kernels_are_near_the_ideal(name, share):
     assert blocks["gb"] <= 1.25 * blocks["ideal_gb"]
     ours, plain = (sum(group["gb"] for group in plans[how].values()) for how in ("through_kernels", "plain"))
     assert ours <= share * plain
-
-
-def test_what_a_kernel_for_dense_convolutions_would_save():
-    """The kernel would save 0.498 GB of the 4.19 GB that ma52 moves. It would save nothing in ntu60_x3d.
-
-    The savings are in the 29 bottlenecks of ma52. ntu60_x3d has no such bottlenecks.
-    """
-    assert saved_by_dense_kernel(MA52_RUN) == pytest.approx(0.498, abs=0.001)
-    assert saved_by_dense_kernel(NTU60_X3D) == 0
 
 
 @pytest.mark.parametrize(("name", "share"), [("ntu60_x3d", 0.12), ("ma52", 0.24)])

@@ -9,9 +9,9 @@ from torch import nn
 
 from kernels.blocks import conv_bn as fused
 from kernels.blocks import conv_bn_reference as reference
-from kernels.blocks import dispatch
+from kernels.blocks import dispatch, rows
 from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
-from tests.kernels.variants import a_share, broken, dies, in_turn
+from tests.kernels.variants import a_share, broken, broken_below, dies, in_turn
 
 CASES = {
     # name: (images, height, width, channels, outputs, rows of scale and shift (0 if there are none), activation)
@@ -328,6 +328,19 @@ def test_mutants_die(name, tmp_path, fenced, rounding):
     mutant.GRAD_PARTIAL = 4096
     types = torch.float32, torch.bfloat16
     assert dies(partial(failures_of, mutant, *make_case(case, dtype)) for case in CASES for dtype in types)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("grad * share * (1 + z * (1 - share))", "grad * share"),
+        ("group.to(tl.int64) * group_rows + skipped", "skipped.to(tl.int64)"),
+    ],
+    ids=["gradient of silu is only the sigmoid", "every group reads the rows of the first group"],
+)
+def test_mutants_of_shared_code_die(old, new, tmp_path, monkeypatch, fenced, rounding):
+    _, mutant = broken_below(monkeypatch, (rows, fused), rows, old, new, tmp_path)
+    assert dies([partial(failures_of, mutant, *make_case("silu, three clips"))])
 
 
 @pytest.mark.gpu

@@ -14,32 +14,22 @@ from tests.kernels.closeness import BFLOAT16, BFLOAT16_GRAD, FLOAT32, distance
 from tests.kernels.variants import a_share, broken_below, dies, in_turn
 
 CASES = {
-    # name: (images, height, width, channels, rows of the gate (0 if there is none), residual, activation)
-    "plain": (4, 9, 7, 24, 0, False, "none"),
-    "relu": (3, 9, 7, 54, 0, False, "relu"),
-    "silu": (2, 7, 5, 96, 0, False, "silu"),
-    "residual": (2, 9, 7, 13, 0, True, "none"),
-    "residual, relu": (3, 9, 7, 48, 0, True, "relu"),
-    "residual, silu": (2, 9, 7, 24, 0, True, "silu"),
-    "gate": (4, 5, 7, 13, 2, False, "none"),
-    "gate, relu": (4, 9, 5, 108, 1, False, "relu"),
-    "gate, silu": (6, 9, 7, 54, 3, False, "silu"),
-    "gate, residual": (4, 5, 7, 24, 4, True, "none"),
-    "gate, residual, relu": (4, 9, 7, 24, 2, True, "relu"),
-    "gate, residual, silu": (4, 5, 7, 13, 2, True, "silu"),
-    "two column blocks": (1, 3, 5, 216, 0, False, "relu"),
-    "one channel": (3, 9, 7, 1, 3, True, "silu"),
-    "a block of rows and one more": (1, 1, 129, 24, 0, False, "relu"),
-    "a row a gate": (3, 1, 1, 24, 3, False, "silu"),
-    "one row": (1, 1, 1, 24, 0, True, "relu"),
+    # name: (images, height, width, channels, residual, activation)
+    "plain": (4, 9, 7, 24, False, "none"),
+    "relu": (3, 9, 7, 54, False, "relu"),
+    "residual": (2, 9, 7, 13, True, "none"),
+    "residual, relu": (3, 9, 7, 48, True, "relu"),
+    "two column blocks": (1, 3, 5, 216, False, "relu"),
+    "one channel": (3, 9, 7, 1, True, "relu"),
+    "a block of rows and one more": (1, 1, 129, 24, False, "relu"),
+    "one row": (1, 1, 1, 24, True, "relu"),
 }
-NAMES = ("result", "mean", "var", "x", "weight", "bias", "residual", "gate")
 STATISTICS = 1e-5
 
 
 def make_case(case, dtype=torch.float32):
-    """Return (x, weight, bias, residual, gate) and the activation of a case. residual and gate may be None."""
-    images, height, width, channels, gates, has_residual, activation = CASES[case]
+    """Return (x, weight, bias, residual) and the activation of a case. residual may be None."""
+    images, height, width, channels, has_residual, activation = CASES[case]
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -49,14 +39,13 @@ def make_case(case, dtype=torch.float32):
     x = x * 3 + random(channels, 1, 1) * 5
     x[:, 0] /= 100  # a variance so small that eps changes the result
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    weight, bias, gate = 1 + random(channels) / 2, random(channels), random(max(gates, 1), channels).sigmoid().to(dtype)
-    return (x, weight, bias, residual if has_residual else None, gate if gates else None), activation
+    return (x, 1 + random(channels) / 2, random(channels), residual if has_residual else None), activation
 
 
 def run(module, inputs, activation, dtype=None, rounded=None):
     """Return the result, statistics and gradients by name, computed in `dtype`.
 
-    If `rounded` is passed, the result and the gradients of x, residual and gate are then converted to this type.
+    If `rounded` is passed, the result and the gradients of x and residual are then converted to this type.
     """
     leaves = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     result, mean, var = module.norm_act(*leaves, activation)
@@ -64,11 +53,9 @@ def run(module, inputs, activation, dtype=None, rounded=None):
     assert not var.requires_grad
     grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(result)
     grads = torch.autograd.grad(result, [leaf for leaf in leaves if leaf is not None], grad)
-    names = ["x", "weight", "bias", *(name for name, t in zip(NAMES[6:], inputs[3:], strict=True) if t is not None)]
+    names = ["x", "weight", "bias", *(["residual"] if inputs[3] is not None else [])]
     found = {"result": result.detach(), "mean": mean, "var": var} | dict(zip(names, grads, strict=True))
-    return {
-        name: t.to(rounded) if rounded and name in ("result", *NAMES[3::3], "gate") else t for name, t in found.items()
-    }
+    return {name: t.to(rounded) if rounded and name in ("result", "x", "residual") else t for name, t in found.items()}
 
 
 def failures(module, inputs, activation) -> list[str]:
@@ -98,29 +85,24 @@ def few_programs(monkeypatch):
 
 @pytest.mark.parametrize("case", [name for name in CASES if name not in ("one row", "two column blocks")])
 def test_reference_is_batch_norm_and_what_follows(case):
-    (x, weight, bias, residual, gate), activation = make_case(case, torch.float64)
+    (x, weight, bias, residual), activation = make_case(case, torch.float64)
     norm = nn.BatchNorm2d(x.shape[1], momentum=1.0, dtype=torch.float64).train()
     norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
     expected = norm(x).detach()
-    if gate is not None:
-        for image in range(len(x)):
-            expected[image] *= gate[image * len(gate) // len(x)][:, None, None]
     expected = expected if residual is None else expected + residual
-    expected = {"none": nn.Identity(), "relu": nn.ReLU(), "silu": nn.SiLU()}[activation](expected)
-    result, mean, var = reference.norm_act(x, weight.double(), bias.double(), residual, gate, activation)
+    expected = expected.relu() if activation == "relu" else expected
+    result, mean, var = reference.norm_act(x, weight.double(), bias.double(), residual, activation)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(mean, norm.running_mean)
     count = x.numel() // x.shape[1]
     torch.testing.assert_close(var * count / (count - 1), norm.running_var)
 
 
-@pytest.mark.parametrize("case", ["gate, residual, silu", "gate", "residual, relu"])
+@pytest.mark.parametrize("case", ["plain", "residual, relu"])
 def test_reference_has_the_gradients_of_its_result(case):
     inputs, activation = make_case(case, torch.float64)
-    x, weight, bias, residual, gate = (
-        None if t is None else t[:, :2, :3, :2] if t.dim() == 4 else t[..., :2] for t in inputs
-    )
-    leaves = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias, residual, gate)]
+    parts = (None if t is None else t[:, :2, :3, :2] if t.dim() == 4 else t[..., :2] for t in inputs)
+    leaves = [None if t is None else t.double().requires_grad_() for t in parts]
     assert torch.autograd.gradcheck(lambda *leaves: reference.norm_act(*leaves, activation)[0], leaves)
 
 
@@ -155,25 +137,24 @@ def test_zero_is_where_relu_has_no_gradient():
 
 
 def test_any_layout_and_an_expanded_gradient(fenced):
-    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
-    assert not failures(fused, (x.contiguous(), weight, bias, residual.contiguous(), gate), activation)
+    (x, weight, bias, residual), activation = make_case("residual, relu")
+    assert not failures(fused, (x.contiguous(), weight, bias, residual.contiguous()), activation)
     spread, strided = weight[:1].expand_as(weight), torch.stack([bias, bias], 1)[:, 0]
-    assert not failures(fused, (x, spread, strided, residual, gate), activation)
+    assert not failures(fused, (x, spread, strided, residual), activation)
     leaf = x.contiguous().requires_grad_()
-    expanded_gate = gate[:1].expand_as(gate)
-    result, *_ = fused.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    result, *_ = fused.norm_act(leaf, weight, bias, residual, activation)
     assert result.is_contiguous(memory_format=torch.channels_last)
     (found,) = torch.autograd.grad(result, leaf, result.new_ones(1).expand_as(result))
-    exact, *_ = reference.norm_act(leaf, weight, bias, residual, expanded_gate, activation)
+    exact, *_ = reference.norm_act(leaf, weight, bias, residual, activation)
     torch.testing.assert_close(found, torch.autograd.grad(exact.sum(), leaf)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_only_the_wanted_gradients(fenced):
-    (x, weight, bias, residual, gate), activation = make_case("gate, residual, relu")
-    result, *_ = fused.norm_act(x, weight.requires_grad_(), bias, residual, gate, activation)
+    (x, weight, bias, residual), activation = make_case("residual, relu")
+    result, *_ = fused.norm_act(x, weight.requires_grad_(), bias, residual, activation)
     result.sum().backward()
     assert weight.grad is not None
-    assert x.grad is bias.grad is residual.grad is gate.grad is None
+    assert x.grad is bias.grad is residual.grad is None
 
 
 def test_a_nan_reaches_all_of_its_channel():
@@ -185,23 +166,24 @@ def test_a_nan_reaches_all_of_its_channel():
 
 
 def test_dispatch_takes_the_reference_on_a_cpu(monkeypatch):
-    inputs, activation = make_case("gate, residual, silu")
+    inputs, activation = make_case("residual, relu")
     monkeypatch.setattr(fused, "norm_act", None)
     for one, other in zip(dispatch.norm_act(*inputs, activation), reference.norm_act(*inputs, activation), strict=True):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("case", ["relu", "gate, residual, silu"])
+@pytest.mark.parametrize("case", ["relu", "residual, relu"])
 def test_operators_are_registered_as_torch_wants(case):
-    (x, weight, bias, residual, gate), activation = make_case(case)
+    (x, weight, bias, residual), activation = make_case(case)
     pixels, added = (None if t is None else t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for t in (x, residual))
-    leaves = [None if t is None else t.requires_grad_() for t in (pixels, weight, bias, added, gate)]
+    leaves = [None if t is None else t.requires_grad_() for t in (pixels, weight, bias, added)]
     checks = ("test_schema", "test_autograd_registration")
     torch.library.opcheck(fused._norm_act, (*leaves, activation, 1e-5), test_utils=checks)
     plain = [None if t is None else t.detach() for t in leaves]
-    first = pixels.detach(), plain[0], plain[3], *[plain[1].abs()] * 4, plain[4]
-    torch.library.opcheck(fused._grad_sums, (*first, activation, 1e-5), test_utils=checks)
-    torch.library.opcheck(fused._grad_rows, (*first, torch.stack([plain[1]] * 2), activation, 1e-5), test_utils=checks)
+    first, rest = (pixels.detach(), plain[0]), [plain[1].abs()] * 4
+    torch.library.opcheck(fused._grad_sums, (*first, plain[3], *rest, activation, 1e-5), test_utils=checks)
+    shares = torch.stack([plain[1]] * 2)
+    torch.library.opcheck(fused._grad_rows, (*first, *rest, shares, activation, 1e-5), test_utils=checks)
 
 
 MUTANTS = {
@@ -221,11 +203,6 @@ MUTANTS = {
     "ignores the differences between rows": (moments, "squares + count * delta * delta", "squares"),
     "multiplies two deviations from the old mean": (moments, "delta * (value - mean)", "delta * delta"),
     "every step reads the first block": (moments, "        first += BLOCK_R\n", ""),
-    "every group reads the rows of the first group": (
-        rows,
-        "group.to(tl.int64) * group_rows + skipped",
-        "skipped.to(tl.int64)",
-    ),
     "adds eps after the square root": (
         fused,
         "tl.rsqrt((_row(var, channel, C) + eps).to(tl.float32))",
@@ -236,13 +213,7 @@ MUTANTS = {
         "        z += load(residual, place, inside)\n    tl.store",
         "        z = tl.where(z <= 0, 0.0, z) + load(residual, place, inside)\n    tl.store",
     ),
-    "the gate also multiplies the residual": (
-        fused,
-        "load(residual, place, inside)\n    tl.store",
-        "load(residual, place, inside) * (1.0 if gate is None else _row(gate + group * C, channel, C))\n    tl.store",
-    ),
-    "every group uses the gate of the first group": (fused, "gate + group * C", "gate"),
-    "reads a row of the next group": (
+    "reads a row of the next block": (
         fused,
         "inside = (local < rows_left)[:, None] & (channel < C)[None, :]",
         "inside = (local < rows_left + 1)[:, None] & (channel < C)[None, :]",
@@ -258,23 +229,11 @@ MUTANTS = {
         "inside = (local < rows_left)[:, None] & (channel < C + 1)[None, :]",
     ),
     "relu has the gradient 1 at 0": (rows, "tl.where(z <= 0, 0.0, grad)", "tl.where(z < 0, 0.0, grad)"),
-    "gradient of silu is only the sigmoid": (rows, "grad * share * (1 + z * (1 - share))", "grad * share"),
-    "backward evaluates the activation without the gate": (
+    "backward evaluates the activation without the bias": (
         fused,
-        "    z *= factor\n",
-        "",
+        "value * scale + _row(bias, channel, C), ACTIVATION",
+        "value * scale, ACTIVATION",
     ),
-    "gradient of the rows lacks the gate": (
-        fused,
-        "through(gradient, z, ACTIVATION) * factor",
-        "through(gradient, z, ACTIVATION)",
-    ),
-    "gradients of weight and bias lack the gate": (
-        fused,
-        "(sums if gate is None else sums * gate).sum(1)",
-        "sums.sum(1)",
-    ),
-    "gradient of the gate lacks the bias": (fused, "sums[0] * bias + sums[1] * weight", "sums[1] * weight"),
     "no gradient through the mean": (fused, "gradient - _row(shares, channel, C) - value", "gradient - value"),
     "no gradient through the variance": (fused, " - value * _row(shares + C, channel, C))", ")"),
     "gradient of the residual ignores the activation": (
@@ -284,25 +243,20 @@ MUTANTS = {
     ),
     "the second pass ignores the stored gradient": (
         fused,
-        "through if ctx.has_residual else None",
-        "grad if ctx.has_residual else None",
-    ),
-    "silu's backward uses a gradient that is exact for relu only": (
-        fused,
-        'activation == "relu" and',
-        'activation != "none" and',
+        "grad, activation = inner",
+        "activation =",
     ),
     "partial sums have their axes exchanged": (
         fused,
-        "(group * C + channel) * splits + split",
-        "(group * splits + split) * C + channel",
+        "partial + channel * splits + split",
+        "partial + split * C + channel",
     ),
     "uses the gradient of the bias for the weight": (fused, "_row(shares + C, channel, C)", "_row(shares, channel, C)"),
     "sums contain the last step only": (fused, "        plain += gradient\n", "        plain = gradient\n"),
     "gradients of weight and bias are exchanged": (
         fused,
-        "totals[0].to(bias.dtype), totals[1].to(weight.dtype)",
-        "totals[1].to(bias.dtype), totals[0].to(weight.dtype)",
+        "sums[0].to(bias.dtype), sums[1].to(weight.dtype)",
+        "sums[1].to(bias.dtype), sums[0].to(weight.dtype)",
     ),
 }
 
@@ -326,6 +280,6 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced, rounding):
 @pytest.mark.parametrize("case", [*CASES, "training"])
 def test_kernel_on_a_gpu(case, dtype, monkeypatch):
     monkeypatch.undo()  # the kernels use as many programs as in training
-    monkeypatch.setitem(CASES, "training", (96, 56, 56, 54, 6, True, "silu"))
+    monkeypatch.setitem(CASES, "training", (96, 56, 56, 54, True, "relu"))
     inputs, activation = make_case(case, dtype)
     assert not failures(fused, [None if t is None else t.cuda() for t in inputs], activation)
