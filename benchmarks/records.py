@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from kernels.driver import version_of_driver
 from kernels.program import UserError
 from kernels.whole_files import write_whole
-from trainer.journal.provenance import DALI, changes_in, commit_of, output, version_of
+from trainer.journal.provenance import DALI, changes_in, commit_of, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -40,9 +41,7 @@ def provenance(device: torch.device) -> dict:
     changes = uncommitted()
     return {
         "device": device_name(device),
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-        if device.type == "cuda"
-        else None,
+        "driver": version_of_driver() or None if device.type == "cuda" else None,
         "cpu_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

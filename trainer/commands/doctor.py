@@ -1,7 +1,6 @@
 """`python -m trainer doctor`: says what this machine has for training, what is missing, and how to get it."""
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -22,6 +21,7 @@ from pipelines.annotations.table import ClipTable, open_table
 from trainer.commands.tables import new_table, print_table
 from trainer.config import Experiment
 from trainer.data import check_table, num_packed
+from trainer.journal.provenance import version_of
 from trainer.runtime.cards import card_name, computes_in_bf16, why_no_code
 from trainer.runtime.ranks import sees_gpu
 from trainer.settings import Choice, experiment_of
@@ -159,8 +159,8 @@ def dali(driver: Driver | None, on_gpu: bool) -> Finding:
 
     There is no check whether DALI is installed, because no command, including this one, starts without it.
     """
-    name = next((name for name in DALI if _version(name)), "")
-    version = _version(name) or "of unknown version"
+    name = next((name for name in DALI if version_of(name)), "")
+    version = version_of(name) or "of unknown version"
     if on_gpu and driver is not None and DALI.get(name, 0) > driver.cuda_major:
         fix = f"run make CUDA={newest_wheels(driver)} in the checkout"
         return Finding("DALI", "bad", f"{version} for CUDA {DALI[name]}, but this machine has {driver}", fix)
@@ -178,7 +178,8 @@ def ffmpeg(version: str) -> Finding:
 
 def cpu(cores: int, num_gpus: int) -> Finding:
     """Check whether this process may use enough CPU cores to keep its GPUs busy."""
-    details = f"{cores} cores, {_memory_gb():.0f} GB of memory"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    details = f"{cores} cores, {memory / 1e9:.0f} GB of memory"
     if cores < CORES * num_gpus:
         fix = f"use {CORES} cores for each GPU (SLURM: --cpus-per-task, and srun -c)"
         return Finding("CPU", "note", f"{details}, too few for {num_gpus} GPUs", fix)
@@ -191,7 +192,7 @@ def compiler(on_gpu: bool) -> Finding:
     if reason is not None:
         problem, way_out = reason
         return Finding("torch.compile", "note", f"{problem}, so networks run uncompiled and slower", way_out)
-    return Finding("torch.compile", "ok", f"compiler and Python.h found, triton {_version('triton') or 'none'}")
+    return Finding("torch.compile", "ok", f"compiler and Python.h found, triton {version_of('triton') or 'none'}")
 
 
 def apex() -> Finding:
@@ -275,14 +276,3 @@ def check_packs(experiment: Experiment, annotations: Path, table: ClipTable) -> 
         return Finding("packs", "ok", f"{found} of {len(table)} clips are in {experiment.data.packs}")
     fix = "training makes them, or run python -m trainer prepare with the same options"
     return Finding("packs", "note", f"none for the clips of {annotations} yet", fix)
-
-
-def _memory_gb() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -277,15 +277,7 @@ class Writer:
 class NoWriter:
     """Stands in for `Writer` on ranks other than 0, which write no snapshots."""
 
-    def save(
-        self,
-        state: dict[str, Any],
-        epoch: int,
-        step: int,
-        best: str | None = None,
-        *,
-        steady: Iterable[Tensor] = (),
-    ) -> None:
+    def save(self, *_: Any, **__: Any) -> None:
         """Write nothing."""
 
     @contextmanager

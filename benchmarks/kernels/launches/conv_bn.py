@@ -12,19 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from benchmarks.kernels.launches.seen import CLIPS, BlockCall, Seen, sizes, weight_of
 from kernels.blocks.conv_bn import conv_bn
 from kernels.blocks.norm_act_reference import finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConvBnCall:
+class ConvBnCall(BlockCall):
     kernel: ClassVar[str] = "conv_bn"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
     outputs: int
     norms: int  # number of rows in the previous norm's scale and shift: 1 or `clips`; 0 if there is no previous norm
     activation: str
@@ -67,10 +62,6 @@ class ConvBnCall:
 
     def _leaves(self, device: str) -> list[Tensor]:
         """Make x and weight, and also scale and shift if there is a previous norm."""
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
-        weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
-            weight = weight.bfloat16()
+        x, weight = self.images(device), weight_of(device, self.outputs, self.channels, 1, 1)
         affine = [torch.empty(self.norms, self.channels, device=device) for _ in range(2 * (self.norms > 0))]
         return [tensor.requires_grad_() for tensor in (x, weight, *affine)]

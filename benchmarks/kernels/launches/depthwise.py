@@ -8,18 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from benchmarks.kernels.launches.seen import CLIPS, BlockCall, Seen, sizes, weight_of
 from kernels.blocks.depthwise import depthwise_conv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DepthwiseCall:
+class DepthwiseCall(BlockCall):
     kernel: ClassVar[str] = "depthwise"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
     stride: int
     squeezed: bool  # whether squeeze-excite, which reads the mean of each clip, follows the convolution
 
@@ -48,10 +43,6 @@ class DepthwiseCall:
         torch.autograd.grad(outputs, leaves, [torch.empty_like(output) for output in outputs])
 
     def _leaves(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
-        weight = torch.empty(self.channels, 1, 3, 3, device=device)
-        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
-            weight = weight.bfloat16()
+        x, weight = self.images(device).requires_grad_(), weight_of(device, self.channels, 1, 3, 3)
         scale, shift = (torch.empty(self.channels, device=device, requires_grad=True) for _ in range(2))
         return x, weight.requires_grad_(), scale, shift

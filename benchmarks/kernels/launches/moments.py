@@ -4,20 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import torch
-
-from benchmarks.kernels.launches.seen import Seen, sizes
+from benchmarks.kernels.launches.seen import BlockCall, Seen, sizes
 from kernels.blocks.moments import moments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MomentsCall:
+class MomentsCall(BlockCall):
     kernel: ClassVar[str] = "moments"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
@@ -32,5 +25,4 @@ class MomentsCall:
 
     def run(self) -> None:
         """Run the forward pass only. The backward pass launches no kernel, only slow operators of plain torch."""
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        moments(torch.empty(size, dtype=torch.bfloat16).permute(0, 3, 1, 2))
+        moments(self.images("cpu"))

@@ -7,19 +7,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.launches.seen import Seen, sizes
+from benchmarks.kernels.launches.seen import BlockCall, Seen, sizes
 from kernels.blocks.norm_act import norm_act
 from kernels.blocks.norm_act_reference import finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NormActCall:
+class NormActCall(BlockCall):
     kernel: ClassVar[str] = "norm_act"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
     residual: bool
     activation: str
 
@@ -45,8 +40,7 @@ class NormActCall:
         self._make(norm, "cpu")
 
     def _make(self, norm: Callable[..., Tensor], device: str) -> None:
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        images = [torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2)]
+        images = [self.images(device) for _ in range(2)]
         weight, bias = (torch.empty(self.channels, device=device) for _ in range(2))
         leaves = [leaf.requires_grad_() for leaf in (images[0], weight, bias, *images[1 : 1 + self.residual])]
         result = norm(*leaves)

@@ -7,18 +7,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from benchmarks.kernels.launches.seen import CLIPS, BlockCall, Seen, sizes
 from kernels.blocks.residual_conv import residual_conv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ResidualConvCall:
+class ResidualConvCall(BlockCall):
     kernel: ClassVar[str] = "residual_conv"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
     outputs: int
     taps: int
     scaled: bool  # whether the shortcut has a scale
@@ -54,8 +49,7 @@ class ResidualConvCall:
 
     def _tensors(self, device: str) -> list[Tensor]:
         """Make y, weight, scale, shift, shortcut and, if the shortcut has a scale, that scale."""
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        y, shortcut = (torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2) for _ in range(2))
+        y, shortcut = self.images(device), self.images(device)
         weight = torch.empty(self.outputs, self.channels, self.taps, 1, device=device)
         scale, shift, *other = torch.empty(2 + self.scaled, self.channels, device=device)
         return [y, weight, scale, shift, shortcut, *other]

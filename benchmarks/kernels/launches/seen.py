@@ -1,4 +1,4 @@
-"""Records the calls of kernels that a network makes on the meta device."""
+"""Records the calls of kernels that a network makes on the meta device, and describes them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kernels.blocks import (
@@ -29,6 +30,30 @@ CONTRACTS: dict[str, tuple[ModuleType, str]] = {
     "conv_bn": (conv_bn_reference, "conv_bn"),
     "residual_conv": (residual_conv_reference, "residual_conv"),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockCall:
+    """A call of a kernel for blocks. Its first argument is [clips * frames, channels, height, width]."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+    channels: int
+
+    def images(self, device: str) -> Tensor:
+        """Make an uninitialised tensor with the shape and memory layout of the first argument, in bfloat16."""
+        size = self.clips * self.frames, self.height, self.width, self.channels
+        return torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2)
+
+
+def weight_of(device: str, *size: int) -> Tensor:
+    """Make an uninitialised weight: float32, or on the meta device bfloat16.
+
+    On the meta device, all tensors of an operator must have one dtype.
+    """
+    return torch.empty(size, device=device, dtype=torch.bfloat16 if device == "meta" else torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

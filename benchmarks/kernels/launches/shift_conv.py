@@ -7,19 +7,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.launches.seen import CLIPS, Seen, sizes
+from benchmarks.kernels.launches.seen import CLIPS, BlockCall, Seen, sizes, weight_of
 from kernels.blocks.shift_conv import shift_conv
 from models.layers import shift_frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShiftConvCall:
+class ShiftConvCall(BlockCall):
     kernel: ClassVar[str] = "shift_conv"
-    clips: int
-    frames: int
-    height: int
-    width: int
-    channels: int
     outputs: int
     fold: int
 
@@ -44,9 +39,5 @@ class ShiftConvCall:
         torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])
 
     def _leaves(self, device: str) -> tuple[Tensor, Tensor]:
-        size = self.clips * self.frames, self.height, self.width, self.channels
-        x = torch.empty(size, dtype=torch.bfloat16, device=device).permute(0, 3, 1, 2).requires_grad_()
-        weight = torch.empty(self.outputs, self.channels, 1, 1, device=device)
-        if device == "meta":  # on the meta device, all tensors of an operator must have one dtype
-            weight = weight.bfloat16()
-        return x, weight.requires_grad_()
+        weight = weight_of(device, self.outputs, self.channels, 1, 1)
+        return self.images(device).requires_grad_(), weight.requires_grad_()
