@@ -134,32 +134,17 @@ PANELS = (  # for each panel: kind of record, metric (None: the metric that sele
     ("val", "acc/rgb_top1", "validation, rgb top-1"),
     ("val", "acc/pose_top1", "validation, pose top-1"),
 )
-SMOOTHED = 100  # the maximum number of points in a line when several runs are compared
 
 
 def draw(runs: Sequence[PastRun]) -> Figure:
     """Draw several runs over their epochs in four panels, with one colour for each run."""
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     for axes, (kind, name, title) in zip(np.ravel(figure.subplots(2, 2)), PANELS, strict=True):
-        for run, label, color in zip(runs, names(runs), COLORS, strict=False):
-            line(axes, run, kind, name or run.metric, label, color)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("epoch", fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-        if axes.lines:
-            axes.legend(fontsize=8, edgecolor="none")
-    return figure
-
-
-def line(axes: Axes, run: PastRun, kind: str, name: str, label: str, color: str) -> None:
-    records = with_epochs(run.records, run.folder / LOG)
-    records = [record for record in records if record["kind"] == kind and record.get(name) is not None]
-    points = np.array([(record["epochs"], record[name]) for record in records])
-    if len(points):
-        stretches = np.array_split(points, min(SMOOTHED, len(points)))
-        x, y = np.array([stretch.mean(axis=0) for stretch in stretches]).T
         marker = "o" if kind == "val" else ""
-        axes.plot(x, y, color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)
+        for run, label, color in zip(runs, names(runs), COLORS, strict=False):
+            records = [record for record in with_epochs(run.records, run.folder / LOG) if record["kind"] == kind]
+            look = {"label": label, "color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
+            _line(axes, records, name or run.metric, **look)
+        _finish(axes, title)
+        axes.set_xlabel("epoch", fontsize=8)
+    return figure
