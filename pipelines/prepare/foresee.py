@@ -1,8 +1,6 @@
 """Foresees which clips of a table will be usable, before `prepare` makes any of them."""
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,8 @@ from rich.console import Console
 from pipelines.annotations.table import ClipTable
 from pipelines.packs.format import PackSettings, read_index
 from pipelines.prepare.make import look
-from pipelines.prepare.pool import encode_all
-from pipelines.prepare.run import Run, Task
-from pipelines.prepare.survey import Survey
+from pipelines.prepare.run import Task
+from pipelines.videos.header import read_headers
 
 
 def foresee(
@@ -32,8 +29,7 @@ def foresee(
     joints: the `joints_digest` of each row. known: [rows of the table] bool, whether the clip was usable before.
 
     A clip counts as usable if the pack in `out` or another pack has it, or if it was usable before (`known`) and its
-    video exists. Clips that no pack has are tried one after another, if they have a video, until one can be made. This
-    clip and those after it count as usable. If the pack has a record of all clips, this is done in a moment.
+    video exists. A new clip, which no pack has, counts as usable if the header of its video can be read.
     """
     columns = read_index(out).columns
     suits = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
@@ -49,20 +45,6 @@ def foresee(
     bad = set(todo.bad)
     usable[lacking] = [str(table.names[row]) not in bad and (row in todo.clips or known[row]) for row in lacking]
     new = [row for row in todo.stale if not known[row]]
-    usable[new[first_usable(task, todo, new) :]] = True
+    headers = read_headers([todo.videos[row] for row in new], console) if todo.videos and new else []
+    usable[new] = [not header.reason for header in headers]
     return usable
-
-
-def first_usable(task: Task, todo: Survey, rows: list[int]) -> int:
-    """The place in `rows` of the first clip that can be made, or the number of rows if none can.
-
-    The clips are made in a temporary folder.
-    """
-    if not rows:
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(replace(task, out=Path(folder)), todo)
-        for place, (_, answer) in enumerate(encode_all(map(run.job, rows), 1)):
-            if "encoded" in answer:
-                return place
-    return len(rows)
