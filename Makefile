@@ -58,9 +58,10 @@ demo: install
 test: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	@# Pyright checks the types while the tests run. Its output is printed after theirs.
+	@# Pyright checks the types while the tests run. Its output is printed after theirs. The tests keep their bytecode,
+	@# even where PYTHONDONTWRITEBYTECODE is set: without it, every worker would compile all tests again.
 	@log=$$(mktemp); $(PY) -m pyright >$$log 2>&1 & pyright=$$!; \
-	  $(PY) -m pytest -n 2 --dist worksteal; tests=$$?; \
+	  env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -n 2 --dist worksteal; tests=$$?; \
 	  wait $$pyright; types=$$?; cat $$log; rm $$log; \
 	  [ $$tests = 0 ] && [ $$types = 0 ]
 
