@@ -59,7 +59,7 @@ def dies(checks: Iterable[Callable[[], list[str]]]) -> bool:
     return False
 
 
-def a_share(names: Iterable[str], every: int = 4, slow: Collection[str] = ()) -> list:
+def a_share(names: Iterable[str], every: int = 12, slow: Collection[str] = ()) -> list:
     """Return the names as parameters of a test.
 
     `make test` runs every n-th name (n is `every`) unless it is in `slow`. `make soak` runs the others.
