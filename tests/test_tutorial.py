@@ -1,4 +1,7 @@
-"""Runs the commands for own videos in docs/custom_data.md exactly as they are printed, on ten generated videos."""
+"""Runs the commands for own videos in docs/custom_data.md exactly as they are printed, on ten generated videos.
+
+Then a second run starts from the weights of the first.
+"""
 
 import json
 import shlex
@@ -46,3 +49,9 @@ def test_the_commands_run_as_they_are_printed(tmp_path):
     assert len(json.loads((out / "new.json").read_text())["windows"][0]["fused"]) == 5
     with av.open(out / "new.mp4") as container:
         assert container.streams.video[0].codec_context.name == "h264"
+
+    again = ["--exp", "custom_small", "--init", "work_dirs/custom_small", "--work-dir", "work_dirs/second"]
+    done = run_forked("-m", "trainer", *again, "--max-steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "random" not in done.stdout
+    assert "stopped: 1 steps are done" in done.stdout

@@ -241,4 +241,4 @@ def draw_clips(run: Run, work_dir: Path) -> None:
         loader, data = run.train_loader, run.experiment.data
         batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
         what = f"{data.split_for(True) or 'training'}, clip"
-        contact_sheet(path, with_skeletons(batch, plan, loader), plan, data.class_names, what)
+        contact_sheet(path, batch, plan, data.class_names, what, drawn=with_skeletons(batch, plan, loader))

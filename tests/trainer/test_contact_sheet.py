@@ -120,11 +120,12 @@ def test_skeletons_of_training_clips_lie_on_their_frames(build) -> None:
     loader = build().train_loader
     batch, plan = next(loader.epoch(0)), loader.plan(0, 0)
     drawn = with_skeletons(batch, plan, loader)
-    assert drawn.rgb.shape[1:] == (4, SIDE, SIDE, 3)
+    assert drawn is not None
+    assert drawn.shape[1:] == (4, SIDE, SIDE, 3)
     hits = []
-    for place in range(len(drawn.rgb)):
+    for place in range(len(drawn)):
         for picture, people in zip(
-            drawn.rgb[place].numpy(), joints_in(loader, plan, place, plan.rgb_frames[place], SIDE), strict=True
+            drawn[place].numpy(), joints_in(loader, plan, place, plan.rgb_frames[place], SIDE), strict=True
         ):
             for person in people:
                 for ends, colour in coloured_limbs(person, loader.config.skeleton):
@@ -134,4 +135,15 @@ def test_skeletons_of_training_clips_lie_on_their_frames(build) -> None:
                         hits.append(np.abs(near - np.array(ImageColor.getrgb(colour))).max(axis=1).min() < 40)
     assert len(hits) > 100
     assert np.mean(hits) > 0.8
-    assert torch.equal(drawn.heatmap, batch.heatmap[: len(drawn.rgb)])
+
+
+def test_no_skeleton_is_drawn_below_a_heatmap(tmp_path: Path) -> None:
+    """A heatmap may be of another frame than the picture above, in which the people are elsewhere or not yet there."""
+    batch = batch_of(1, 1)
+    assert batch.rgb is not None
+    plain, image = (
+        imread(contact_sheet(tmp_path / f"{name}.png", batch, plan_of(batch), drawn=drawn))
+        for name, drawn in (("plain", None), ("drawn", torch.full_like(batch.rgb, 255)))
+    )
+    assert (cell(image, 0, 0, 1)[NUMBER:] == 255).all()
+    np.testing.assert_array_equal(cell(image, 0, 1, 1), cell(plain, 0, 1, 1))

@@ -3,11 +3,15 @@
 import pickle
 
 import pytest
+import torch
 
 from models.config import TwoStreamConfig
+from models.networks import build_model
+from models.weights.loading import initialise_from
 from pipelines.annotate.advice import DEFAULT, EPOCHS, training_advice
 from pipelines.skeleton import BODY_25, COCO_17
 from tests.pipelines.annotated import clip
+from tests.trainer.predicting import save_weights
 from trainer.experiments import CUSTOM, CUSTOM_SMALL
 from trainer.settings import Choice, experiment_of
 
@@ -69,3 +73,15 @@ def test_the_advice_knows_the_experiments(tmp_path):
     assert "optim" not in text
     assert "--set optim.num_epochs=100 (" in training_advice(tmp_path, tmp_path, 200, 17)
     assert "--set optim.num_epochs=60 (" in training_advice(tmp_path, tmp_path, 2000, 17)
+
+
+def test_custom_small_starts_from_a_run_of_the_demo(tmp_path):
+    demo = build_model(experiment_of(Choice(exp="demo")).model)
+    save_weights(demo.state_dict(), tmp_path / "demo.safetensors")
+    network = build_model(own(tmp_path, FILE).model)
+    said = initialise_from(network, tmp_path / "demo.safetensors")
+    heads = {f"cls_head.fc_{stream}{level}" for stream in ("rgb", "pose") for level in ("", "_coarse")}
+    assert {sentence.split()[0] for sentence in said} == heads
+    state = demo.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name]) == (name.rpartition(".")[0] not in heads), name

@@ -41,7 +41,7 @@ class Options(Choice):
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """File of weights to start from, Duet's or published. Heads for other classes start with random weights."""
+    """Weights to start from: a run's folder, or a file, Duet's or published. Heads for other classes start anew."""
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
@@ -72,15 +72,19 @@ def train(options: Options, arguments: list[str]) -> int:
     from trainer.runtime.ranks import device_of, launch, started_by_launcher
     from trainer.runtime.tuning.choice import Lookup
     from trainer.session import train_here
+    from trainer.snapshots.choice import snapshot_in
 
     device = device_of(options.device)
     world_size = checked_world_size(experiment, options.ranks, device)
     check_place(experiment)
     if experiment.cuda_graph:
         check_replay(device, world_size)
-    if options.init is not None:
+    init = options.init
+    if init is not None:
+        if init.is_dir():
+            init, _ = snapshot_in(init, latest=False, say=print)
         # reports a wrong file before the data are prepared, because preparing may take hours
-        read_weights(options.init)
+        read_weights(init)
     if not started_by_launcher() and (world_size > 1 or options.max_restarts):
         return launch(world_size, arguments, options.max_restarts)
     return train_here(
@@ -89,7 +93,7 @@ def train(options: Options, arguments: list[str]) -> int:
         work_dir,
         resume=options.resume,
         max_steps=options.max_steps,
-        init=options.init,
+        init=init,
         accept_changed_data=options.accept_changed_data,
         profile=profile,
         advice=advice_for_all(experiment, options.ranks, device, world_size),

@@ -38,7 +38,7 @@ class SheetColumn:
 def write_sheet(path: Path, columns: Sequence[SheetColumn], prediction: Prediction, skeleton: Skeleton) -> None:
     """Write a PNG of the windows. Titles give the best class, and the frames of the window."""
     names = class_names_in_pictures(prediction.class_names)
-    parts = [replace(column.batch, rgb=_drawn(column, skeleton)).tensors() for column in columns]
+    parts = [column.batch.tensors() for column in columns]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     batch = replace(columns[0].batch, **joined | {"label": torch.arange(len(columns))})
     plans = {
@@ -50,8 +50,9 @@ def write_sheet(path: Path, columns: Sequence[SheetColumn], prediction: Predicti
     }
     titles = [_title(column.window, names, prediction) for column in columns]
     explained = columns[0].explanation.maps if columns[0].explanation else ()
+    drawn = torch.cat([_drawn(column, skeleton) for column in columns])
     legend = [(f"Grad-CAM, {stream}", COLOURS[stream]) for stream in explained]
-    contact_sheet(path, batch, ClipPlan(**plans, **frames), titles, "window", legend)
+    contact_sheet(path, batch, ClipPlan(**plans, **frames), titles, "window", legend, drawn)
 
 
 def _title(window: Window, names: Sequence[str], prediction: Prediction) -> str:

@@ -4,7 +4,6 @@ Each picture shows the number of the frame from which it was made.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,25 +36,28 @@ def contact_sheet(
     labels: Sequence[str] = (),
     what: str = "clip",
     legend: Sequence[tuple[str, str]] = (),
+    drawn: Tensor | None = None,
 ) -> Path:
     """Write a PNG of up to six clips of `batch`, with up to eight frames each, and return its path.
 
     `plan` is the plan of the batch, from which the numbers of the frames are taken. `labels` are the names of the fine
     classes. `what` is the word before the clip's number in each title. `legend` has further entries of the legend: a
-    text and its colour.
+    text and its colour. `drawn` are frames with skeletons, [N, T, H, W, 3] uint8, of at least the first six clips; the
+    upper strip shows them in place of the batch's frames.
 
     The upper strip of a clip shows RGB frames; the lower strip shows the same frames dimmed, overlaid with the maximum
     over all heatmap channels. The streams may sample the clip independently, so each RGB frame is overlaid with the
     heatmap of the nearest frame that the pose stream has sampled. The strip of a stream that the network does not read
-    is left out. A legend at the bottom explains the colours. This function draws no skeletons: `with_skeletons` draws
-    them on the batch's frames.
+    is left out. A legend at the bottom explains the colours. This function draws no skeletons: `with_skeletons` makes
+    the frames for `drawn`. The lower strip has none, because a heatmap may be of another frame than the picture above.
     """
     labels = class_names_in_pictures(labels)
     clips = torch.nonzero(batch.valid).flatten()[:NUM_CLIPS]
-    rgb, heatmap = (None if tensor is None else tensor[clips].cpu() for tensor in (batch.rgb, batch.heatmap))
+    tensors = (batch.rgb if drawn is None else drawn, batch.rgb, batch.heatmap)
+    rgb, plain, heatmap = (None if tensor is None else tensor[clips].cpu() for tensor in tensors)
     rgb_frames, pose_frames = (torch.from_numpy(frames)[clips] for frames in (plan.rgb_frames, plan.pose_frames))
     rgb_at, pose_at = _moments(None if rgb is None else rgb_frames, pose_frames)
-    strips = _strips(rgb, heatmap, rgb_at, pose_at)
+    strips = _strips(rgb, plain, heatmap, rgb_at, pose_at)
     numbers = [] if rgb is None else [rgb_frames.gather(1, rgb_at)]
     numbers += [] if heatmap is None else [pose_frames.gather(1, pose_at)]
     num_clips, num_strips, height, width, _ = strips.shape
@@ -77,22 +79,22 @@ def contact_sheet(
     return write_png(figure, path)
 
 
-def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Batch:
-    """The first clips of a batch, with their RGB frames resized to SIDE and with the skeletons drawn on the frames.
+def with_skeletons(batch: Batch, plan: ClipPlan, loader: Loader) -> Tensor | None:
+    """The RGB frames of the first clips of a batch, resized to SIDE, with the skeletons drawn on them.
 
-    plan: the plan of the batch, made by `loader`. If the batch has no RGB frames, the clips stay unchanged.
+    plan: the plan of the batch, made by `loader`. Returns [n, T, SIDE, SIDE, 3] uint8, or None if the batch has no RGB
+    frames.
     """
-    tensors = {name: tensor[:NUM_CLIPS].cpu() for name, tensor in batch.tensors().items()}
-    if "rgb" not in tensors:
-        return replace(batch, **tensors)
+    if batch.rgb is None:
+        return None
     clips = []
-    for place, frames in enumerate(tensors["rgb"].numpy()):
+    for place, frames in enumerate(batch.rgb[:NUM_CLIPS].cpu().numpy()):
         pictures = [Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for frame in frames]
         people = joints_in(loader, plan, place, plan.rgb_frames[place], SIDE)
         for picture, joints in zip(pictures, people, strict=True):
             draw_skeletons(picture, joints, loader.config.skeleton)
         clips.append(np.stack([np.asarray(picture) for picture in pictures]))
-    return replace(batch, **tensors | {"rgb": torch.from_numpy(np.stack(clips))})
+    return torch.from_numpy(np.stack(clips))
 
 
 def _legend(width: int, has_rgb: bool, has_heatmap: bool, more: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -122,16 +124,19 @@ def _moments(rgb_frames: Tensor | None, pose_frames: Tensor) -> tuple[Tensor, Te
     return spread, distance.argmin(dim=2)
 
 
-def _strips(rgb: Tensor | None, heatmap: Tensor | None, rgb_at: Tensor, pose_at: Tensor) -> Tensor:
+def _strips(
+    rgb: Tensor | None, plain: Tensor | None, heatmap: Tensor | None, rgb_at: Tensor, pose_at: Tensor
+) -> Tensor:
     """The strips of each clip, one strip for each stream: [n, 1 or 2, SIDE, width, 3] uint8.
 
-    Inputs are rgb [n, T, H, W, 3] uint8, heatmap [n, T', C, H', W'], and for each the indices of the frames to show,
-    [n, t].
+    Inputs are the frames of the upper strip, rgb, and those below the heatmaps, plain, both [n, T, H, W, 3] uint8;
+    heatmap [n, T', C, H', W']; and the indices of the frames and of the heatmaps to show, [n, t].
     """
     strips, dimmed, clip = [], torch.zeros(()), torch.arange(len(rgb_at))[:, None]
     if rgb is not None:
-        frames = _resized(rgb[clip, rgb_at].permute(0, 1, 4, 2, 3).float())
-        strips, dimmed = [frames], frames.mean(dim=2, keepdim=True) * 0.45
+        strips = [_resized(rgb[clip, rgb_at].permute(0, 1, 4, 2, 3).float())]
+    if plain is not None:
+        dimmed = _resized(plain[clip, rgb_at].permute(0, 1, 4, 2, 3).float()).mean(dim=2, keepdim=True) * 0.45
     if heatmap is not None:
         joints = _resized(heatmap[clip, pose_at].float().amax(dim=2, keepdim=True)).clamp(0, 1)
         strips.append(dimmed * (1 - joints) + JOINT.view(3, 1, 1) * joints)
