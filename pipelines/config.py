@@ -113,6 +113,10 @@ class ClipConfig:
     """Probability that a training clip is mirrored."""
     crop: bool = True
     """Whether training crops the box around the people at random. false: it uses the whole box."""
+    fade_background: Share = 0.0
+    """How much grey is mixed into the RGB frames away from the skeletons, in training and in use. 1: only the people,
+    and what is near them, can be seen.
+    """
     color_jitter: Share = 0.0
     """How far training changes brightness, contrast and saturation of a clip at random. 0.4: by factors of 0.6 to 1.4.
     """

@@ -6,7 +6,7 @@ The loader has no worker processes and keeps no state between batches, so an epo
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import nvtx
@@ -18,6 +18,7 @@ from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
 from pipelines.augment import augment_joints, change_frames, compiled_change, frame_changes
 from pipelines.backends import Backends
+from pipelines.background import faded, near_people
 from pipelines.batch import Batch
 from pipelines.config import ClipConfig
 from pipelines.frame_source import Decoding, FrameSource
@@ -162,6 +163,7 @@ class Loader:
         if rgb is not None:
             rgb = rgb.view(len(plan.row), self.config.rgb_frames, *rgb.shape[1:])
             rgb = self._changed(rgb, plan, epoch) if self.train else rgb
+            rgb = self._faded(rgb, plan) if self.config.fade_background else rgb
         label = self._to_device(self.table.label[plan.row].astype(np.int64))
         return Batch(
             rgb=rgb,
@@ -189,6 +191,13 @@ class Loader:
             except Exception as error:  # Inductor, Triton and the C compiler raise many kinds of exceptions
                 self.backends.change_frames_uncompiled(why_kernel_failed(error))
         return change_frames(rgb, numbers)
+
+    def _faded(self, rgb: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
+        """The frames of a plan, [N, T, size, size, 3] uint8, with a faded background."""
+        joints = sampled_joints(self.table, replace(plan, pose_frames=plan.rgb_frames))
+        box, flip = self._to_device(plan.box.astype(np.float32)), self._to_device(plan.flip)
+        near = near_people(self._to_device(joints), box, flip, self.config.skeleton.limbs)
+        return faded(rgb, near, self.config.fade_background)
 
     def _drawn(self, plan: ClipPlan, joints: np.ndarray) -> torch.Tensor:
         """The heatmaps of a plan. If the kernel fails, plain torch draws these and all later heatmaps."""
