@@ -265,8 +265,9 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
 
 
 def check_augmentation(clip: ClipConfig, streams: tuple[Stream, ...]) -> None:
-    """Raise UserError if a random change of training clips is set for a stream that the network does not read."""
-    settings = {"color_jitter": "rgb", "erasing": "rgb", "joint_noise": "pose", "joint_drop": "pose"}
+    """Raise UserError if a change of clips is set for a stream that the network does not read."""
+    settings = {"color_jitter": "rgb", "erasing": "rgb", "fade_background": "rgb"}
+    settings |= {"joint_noise": "pose", "joint_drop": "pose"}
     for name, stream in settings.items():
         if getattr(clip, name) and stream not in streams:
             inputs = "frames" if stream == "rgb" else "skeletons"

@@ -15,6 +15,7 @@ from pipelines.loader import Loader
 from pipelines.packs.format import PackError
 from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
+from pipelines.view import joints_in
 
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=3, pose_frames=8, rgb_size=48, rgb_size_val=64, heatmap_size=16, heatmap_size_val=16
@@ -108,6 +109,27 @@ def test_augmentation_changes_training_and_nothing_else(shared):
         (batch, *_) = loader(*shared, config=replace(CONFIG, **{setting: 1.0})).epoch(0)
         assert torch.equal(batch.rgb, plain.rgb) is not changes_frames
         assert torch.equal(batch.heatmap, plain.heatmap) is changes_frames
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_faded_background_is_grey_around_the_people_only(shared, train):
+    """In training and in evaluation, the pixels at the joints stay as they are, also in mirrored clips."""
+    plain, other = (loader(*shared, train=train, config=replace(CONFIG, fade_background=share)) for share in (0.0, 1.0))
+    (batch, *_), (faded, *_) = plain.epoch(0), other.epoch(0)
+    assert torch.equal(batch.heatmap, faded.heatmap)
+    plan, same_pixels = plain.plan(0, 0), 0
+    for clip in range(len(plan.row)):
+        joints = joints_in(plain, plan, clip, plan.rgb_frames[clip], batch.rgb.shape[2])
+        for frame, people in enumerate(joints):
+            x, y, score = people.reshape(-1, 3).T
+            inside = (score > 0) & (np.minimum(x, y) > 0) & (np.maximum(x, y) < batch.rgb.shape[2])
+            places = clip, frame, y[inside].astype(int), x[inside].astype(int)
+            difference = faded.rgb[places].int() - batch.rgb[places].int()
+            assert difference.numel() == 0 or difference.abs().max() <= 3
+            same_pixels += inside.sum()
+    assert same_pixels > 100
+    assert (faded.rgb == torch.tensor(ERASED_COLOR)).all(dim=-1).float().mean() > 0.2
+    assert plain.plan(0, 0).flip.any() == train
 
 
 def test_limbs_can_have_channels_behind_those_of_the_joints_or_alone(shared):

@@ -43,7 +43,7 @@ class Skeletons:
     def __post_init__(self) -> None:
         joints, rotation = self.experiment.clip.skeleton.num_joints, self.experiment.data.rotation
         if self.file is None:
-            if "pose" in self.experiment.streams:
+            if "pose" in self.experiment.streams or self.experiment.clip.fade_background:
                 alternative = "name a file of skeletons with --pose"
                 self.estimator = PoseEstimator(joints, alternative, self.estimation, self._say)
             return
