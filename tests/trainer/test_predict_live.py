@@ -203,6 +203,8 @@ def test_a_person_keeps_the_number_in_a_stream_until_nobody_remembers_the_person
     tracks.forget(before=6)
     assert list(tracks.add(10, [person(6), person(490)])) == [0, 2]
     assert list(tracks.most_visible(range(6, 11), 0.25, 9)) == [0]
+    tracks.forget(before=10)
+    assert list(tracks.add(11, [person(6)])) == [2]
 
 
 def test_times_of_frames_increase_even_if_the_source_repeats_them():
