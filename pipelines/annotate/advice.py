@@ -10,7 +10,7 @@ from pipelines.skeleton import COCO_17, fitting
 # Where the experiments custom and custom_small look for data by default.
 DEFAULT = ("data/custom/annotations.pkl", "data/custom/videos")
 MANY = 500  # from this number of training clips on, the large networks of `custom` learn more than the small ones
-EPOCHS = 250  # epochs of custom_small; a test compares this number with the experiment
+EPOCHS = 150  # epochs of custom_small; a test compares this number with the experiment
 # Training needs at least FEWEST_EPOCHS epochs, and ENOUGH clips in all epochs together.
 FEWEST_EPOCHS, ENOUGH = 60, 20_000
 RATE = 60  # training clips per second of custom_small on one core (benchmarks/records, headspace of the demo)
