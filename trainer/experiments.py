@@ -276,10 +276,11 @@ DEMO = Experiment(
 )
 
 # The demo's networks for 30 to 500 videos of your own, on a CPU or a small GPU. From so few clips, a network easily
-# learns the clothes and the rooms, so the background is faded, and training changes colours and joints at random. So few
-# clips also give few steps, in which AdamW gets much further than SGD (LOG.md, "Own videos"). Only the last part of
-# training is validated. On a small data set, the pose stream soon recognises all clips, and among equal scores the first one counts
-# as the best. The best snapshot would then come from an early epoch, although the RGB stream goes on learning.
+# learns the clothes and the rooms. So the background is faded, and training changes colours and joints at random. So
+# few clips also mean few steps, in which AdamW gets much further than SGD (LOG.md, "The demo and own videos"). Only
+# the last part of training is validated. On a small data set, the pose stream soon recognises all clips, and among
+# equal scores the first one counts as the best. The best snapshot would then come from an early epoch, although the
+# RGB stream goes on learning.
 CUSTOM_SMALL = replace(
     DEMO,
     name="custom_small",
