@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -24,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from kernels.json_files import read_json
-from kernels.program import UserError
+from kernels.program import UserError, die_with_parent
 from kernels.whole_files import whole_file, write_whole
 from pipelines.demo.classes import TRAIN, VAL, ClipId, DemoConfig, clip_ids
 from pipelines.demo.clip import annotate, write_clip
@@ -123,20 +122,10 @@ def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers:
         watch(map(job, clips), len(clips))
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=die_with_parent) as pool:
+    # Workers of a killed run could otherwise disturb the next run.
+    end_with_us = partial(die_with_parent, os.getpid())
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_us) as pool:
         watch(pool.map(job, clips), len(clips))
-
-
-def die_with_parent() -> None:
-    """Exit this worker process when its parent dies. Workers of a killed run could otherwise disturb the next run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def watch(names: Iterable[str], total: int) -> None:

@@ -30,13 +30,13 @@ class Worker:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.prepare.worker"],
+            [sys.executable, "-m", "pipelines.prepare.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
             env=os.environ | THREADS,
             text=True,
-            process_group=0,  # Ctrl-C stops the main process only; its workers then exit because stdin closes
+            process_group=0,  # Ctrl-C stops the main process only, and its workers end with it
         )
         self.job: Job | None = None
         self.deadline = 0.0

@@ -1,14 +1,12 @@
 """A worker process of `prepare`, which reads jobs from stdin and writes answers to stdout, one line of JSON each."""
 
 import json
-import os
-import queue
 import resource
 import sys
-import threading
 from dataclasses import asdict
 from typing import Any
 
+from kernels.program import die_with_parent
 from pipelines.prepare.encode import Job, encode_clip
 from pipelines.videos.container import VideoError
 
@@ -17,19 +15,12 @@ MEMORY = 4 << 30  # bytes of address space that a worker may use; a hostile head
 
 
 def main() -> None:
-    """Answer jobs until stdin is closed, which happens even if `prepare` is killed by SIGKILL."""
+    """Answer jobs until `prepare`, whose process number is the only argument, has ended for any reason."""
+    die_with_parent(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            jobs.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
     print(READY, flush=True)
-    while True:
-        print(json.dumps(answer(Job(**json.loads(jobs.get())))), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(Job(**json.loads(line)))), flush=True)
 
 
 def answer(job: Job) -> dict[str, Any]:

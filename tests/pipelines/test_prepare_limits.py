@@ -143,8 +143,9 @@ def test_no_file_leads_to_another(tmp_path, film, kind, extension):
 
 
 MEMORY_HOG = """
-import json, sys
+import os, sys
 from pipelines.prepare import worker
+sys.argv = ["worker", str(os.getppid())]
 worker.MEMORY = 700 << 20
 def hog(job):
     return bytearray(4 << 30)
