@@ -146,13 +146,13 @@ def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[st
         return asked, f"as asked for; {here}{need}"
     if driver is None:
         if installed:
-            return installed, f"as in .venv before; {here}"
+            return installed, f"already in .venv; {here}"
         return "cu13", f"{here}; if the compute nodes have a driver older than {DRIVER_FOR_CUDA_13}, run make CUDA=cu12"
     if newest is None:
         way_out = f"update it to {DRIVER_FOR_CUDA_12} or newer, or run make CUDA=cpu"
         raise UserError(f"{driver} is too old for CUDA 12: {way_out}")
     if (installed, newest) == ("cu12", "cu13"):
-        return installed, f"as in .venv before, since they run with {driver} as well; make CUDA=cu13 replaces them"
+        return installed, f"already in .venv, and they run with {driver} as well; make CUDA=cu13 replaces them"
     return newest, f"the newest that run with {driver}"
 
 

@@ -75,8 +75,8 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
     restore(run, state)
     if parts_of(run.optimizer.state) - parts_of(state[OPTIMIZER]["state"]):
         adamw = run.experiment.optim.kind == "adamw"
-        own = "averages of AdamW, which start" if adamw else "momentum of SGD, which starts"
-        run.journal.say(f"the snapshot contains no {own} from zero")
+        lost = "averages of AdamW, so they start" if adamw else "momentum of SGD, so it starts"
+        run.journal.say(f"the snapshot does not contain the {lost} at zero")
     run.stopping.load_state_dict(state["stopping"])
     run.scale.load_state_dict(state.get("scale"))
     run.decisions = Decisions.from_json(state.get("first_look", "{}"))
@@ -189,14 +189,14 @@ def check_tensors(run: Run, snapshot: Snapshot) -> None:
     for part in (WEIGHTS, AVERAGES):
         if state.get(part) and {name: tensor.shape for name, tensor in state[part].items()} != own:
             raise SnapshotError(
-                f"{path} has tensors in `{part}` that its network does not have, or in other shapes: {REMOVE}"
+                f"the tensors of `{part}` in {path} have other names or shapes than those of the network: {REMOVE}"
             )
     saved = state[OPTIMIZER]["state"]
     for index, parameter in enumerate(run.network.parameters()):
         for key, value in run.optimizer.state.get(parameter, {}).items():
             other = saved.get(index, {}).get(key, value)
             if isinstance(value, Tensor) and (not isinstance(other, Tensor) or other.shape != value.shape):
-                raise SnapshotError(f"{path} has {key} of another shape than weight {index} of its network: {REMOVE}")
+                raise SnapshotError(f"{path} has {key} of another shape than weight {index} of the network: {REMOVE}")
 
 
 def check_same(snapshot: Snapshot, experiment: Experiment, say: Callable[[str], None]) -> None:

@@ -60,7 +60,7 @@ def build_in_child(path: Path, folder: Path) -> None:
     )
     if done.returncode == -signal.SIGXCPU:
         raise AnnotationError(
-            f"{path} takes more than {seconds_for(path):.0f} s to read, which no annotations of its size need; {AGAIN}"
+            f"{path} takes more than {seconds_for(path):.0f} s to read, too long for a file of its size; {AGAIN}"
         )
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
@@ -103,8 +103,8 @@ def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:
         return {"errno": error.errno or 0, "reason": error.strerror or str(error)}
     except MemoryError:
         return {
-            "refused": f"{path} takes more than {memory / 1e9:.1f} GB of memory to read, which no annotations of its "
-            f"size need; {AGAIN}"
+            "refused": f"{path} takes more than {memory / 1e9:.1f} GB of memory to read, too much for a file of its "
+            f"size; {AGAIN}"
         }
     except Exception as error:  # hostile content can raise any exception
         return {"refused": str(AnnotationError(f"{path} cannot be read: {type(error).__name__}: {error}; {AGAIN}"))}

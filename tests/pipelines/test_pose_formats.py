@@ -259,7 +259,8 @@ def test_numbers_of_frames_are_guessed_for_the_whole_folder(tmp_path):
     said: list[str] = []
     folder = PoseFolder(tmp_path, 1)
     folder.survey({"a": HEADER, "b": HEADER}, said.append)
-    assert any("numbered from 1: a has a frame 12, its last, and no video has a frame 0" in line for line in said)
+    reason = "the last frame of a has the number 12, and no video has a frame 0"
+    assert any(f"numbered from 1: {reason}" in line for line in said)
     for name in "ab":
         found = folder.poses(name, HEADER)[1].joints[0, 3, :, :2]
         assert np.abs(found - of_layout(joints, COCO, 3)).max() < 0.01

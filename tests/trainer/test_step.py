@@ -106,14 +106,14 @@ def test_another_optimizer_starts_anew_from_a_snapshot_and_says_so(build, tmp_pa
     train_step(run, *batches(run, 1))
     take_up(same, state_of(run))
     log = tmp_path / "journal" / "train.log"
-    assert "from zero" not in log.read_text()
+    assert "at zero" not in log.read_text()
     take_up(again, state_of(run))
     assert_equal(weights(again), weights(run))
     assert all(not state["exp_avg"].any() for state in again.optimizer.state.values())
     take_up(same, state_of(again))
-    told = [line for line in log.read_text().splitlines() if "from zero" in line]
-    for line, own in zip(told, ("averages of AdamW, which start", "momentum of SGD, which starts"), strict=True):
-        assert line.endswith(f"the snapshot contains no {own} from zero")
+    told = [line for line in log.read_text().splitlines() if "at zero" in line]
+    for line, own in zip(told, ("averages of AdamW, so they start", "momentum of SGD, so it starts"), strict=True):
+        assert line.endswith(f"the snapshot does not contain the {own} at zero")
 
 
 def test_loss_scale_follows_the_rule_of_torch():

@@ -47,7 +47,7 @@ class FuseOptions:
     """A weight for each member. Default: equal weights."""
     fit: Annotated[tuple[str, ...], tyro.conf.arg(metavar="half|val|same|SCORES")] = ()
     """Fit the weights. half: on half of the clips, reporting the other half. val: on the members' validation scores, in
-    eval/ of their runs. same: on the reported clips. Or scores of each member."""
+    eval/ of their runs. same: on the reported clips. SCORES: on these scores, one file for each member."""
     mixed_views: bool = False
     """Accept members that were scored with different --clips, --crops or --flip."""
     metric: Metric | None = None

@@ -96,7 +96,7 @@ def check_origin(run: Path, stored: StoredScores) -> None:
     Scores of older versions do not say from which snapshot they come.
     """
     path, checkpoint = stored.path, stored.checkpoint
-    way_out = f"run python -m trainer eval {run} without these changes, or name {path} to submit them as they are"
+    way_out = f"run python -m trainer eval {run} without other options, or name {path} to submit its scores as they are"
     best_names = [path.name for path in run.glob("best_*.pth")]
     if checkpoint and best_names and checkpoint not in best_names:
         raise UserError(f"{path} has scores of {checkpoint}, not of the best snapshot {best_names[0]}: {way_out}")

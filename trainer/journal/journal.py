@@ -178,7 +178,7 @@ class Journal:
             return
         head = f"Epoch(val) [{cursor.epoch + 1}][{num_clips}/{num_clips}]"
         line = self._write("  ".join([head, *_pairs(metrics)]), on_console=False)
-        since = f", and change since the best, epoch {best['epoch']}" if best else ""
+        since = f", and change since the best epoch, {best['epoch']}" if best else ""
         title = f"validation after epoch {cursor.epoch + 1}: % of {num_clips} clips{since}"
         self._view.validation(line, validation_table(title, metrics, best, selects, with_f1))
         self._record("val", cursor, metrics)

@@ -49,7 +49,7 @@ def first_number(group: dict[str, Recording], num_frames: dict[str, int]) -> tup
     if from_0:
         return 0, ""
     if to_last:
-        return 1, f"{to_last[0]} has a frame {num_frames[to_last[0]]}, its last, and no video has a frame 0"
+        return 1, f"the last frame of {to_last[0]} has the number {num_frames[to_last[0]]}, and no video has a frame 0"
     if len(from_1) > 1 and 2 * len(from_1) > len(group):
         return 1, f"{len(from_1)} of {len(group)} videos begin with frame 1, and none with frame 0"
     usual = next(iter(group.values())).usual_first

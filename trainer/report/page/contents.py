@@ -97,7 +97,7 @@ def facts_of(run: PastRun) -> list[tuple[str, str]]:
         facts.append((f"best {label_of(run.metric)}", percent(best[run.metric])))
         facts.append(("after epoch", str(best["epoch"])))
         facts += [
-            (f"{stream} top-1 there", percent(best[name]))
+            (f"{stream} top-1 after this epoch", percent(best[name]))
             for stream in ("rgb", "pose")
             if (name := f"acc/{stream}_top1") != run.metric and best.get(name) is not None
         ]
@@ -180,5 +180,5 @@ def speed_of(run: PastRun) -> list[str]:
             what = "so the network limited the speed, and not the data"
         sentences.append(f"The host waited for data during {share:.0%} of the time, {what}.")
     if memory:
-        sentences.append(f"The GPU's memory was used up to {max(memory) / 1024:.1f} GiB.")
+        sentences.append(f"The run used at most {max(memory) / 1024:.1f} GiB of the GPU's memory.")
     return sentences
