@@ -76,7 +76,7 @@ def estimator_for(every: int) -> PoseEstimator:
 
 
 def compared(estimated: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, object]:
-    """Return the errors in frames with both estimated and expected people, and count the frames with only one kind."""
+    """Return the errors in frames with estimated and expected people, and count the frames with only one of them."""
     errors, both, lost, new = [], 0, 0, 0
     for ours, theirs in zip(estimated, expected, strict=True):
         for frame in range(theirs.shape[1]):
@@ -89,7 +89,7 @@ def compared(estimated: list[np.ndarray], expected: list[np.ndarray]) -> dict[st
 
 
 def errors_of(estimated: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return the error of each joint of the expected people [N, V, 2]: [n] float, empty if nobody was estimated."""
+    """Return the error of each joint of the expected people [N, V, 2]: [N * V] float, empty if nobody was estimated."""
     if not len(estimated) or not len(expected):
         return np.zeros(0)
     distances = np.linalg.norm(estimated[None, :, :, :2] - expected[:, None], axis=-1)  # [expected, estimated, V]

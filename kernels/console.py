@@ -66,7 +66,7 @@ def _forgiving(stream: TextIO | None, own: TextIO | None) -> TextIO:
 
 
 def lost_output() -> OSError | None:
-    """The error because of which standard output lost text. None if nothing was lost, or if the reader went away."""
+    """The error that made standard output lose text. None if no text was lost, or if the reader went away."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = raw.error if isinstance(raw, Forgiving) else None

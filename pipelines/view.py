@@ -73,9 +73,9 @@ def views_of(loader: Loader, batch: Batch, plan: ClipPlan) -> list[ClipView]:
 
 
 def joints_in(loader: Loader, plan: ClipPlan, place: int, frames: np.ndarray, side: int) -> np.ndarray:
-    """The joints [T, M, V, 3] (x, y, score) in T frames of the clip at index `place` of a plan, as from `place_joints`.
+    """The joints [T, M, V, 3] (x, y, score) in T frames of the clip at index `place` of a plan.
 
-    If the clip is mirrored, left and right joints change places.
+    They are in pixels of the box resized to side x side. If the clip is mirrored, left and right joints change places.
     """
     flip, skeleton = bool(plan.flip[place]), loader.config.skeleton
     joints = loader.table.clip_joints(int(plan.row[place])).astype(np.float64)[:, frames].swapaxes(0, 1)

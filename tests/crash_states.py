@@ -41,7 +41,10 @@ class Disk:
 
 
 class Recorder:
-    """Records the possible states of a folder's disk after each operation of a writer, in the list `disks`."""
+    """Watches a folder while a program writes into it.
+
+    After each operation that changes something, the list `disks` gets what the disk may then contain of the folder.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.top = root, root.stat().st_ino

@@ -42,7 +42,7 @@ def from_json(text: str | Path, source: object, say: Callable[[str], None]) -> E
     """
     try:
         settings = read_json(text) if isinstance(text, Path) else parse_json(text)
-    except UserError:  # `file` is a folder or a pipe
+    except UserError:  # `text` is the path of a folder or a pipe
         raise
     except (ValueError, TypeError):
         raise UserError(f"the settings in {source} are not JSON: use another file") from None

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The kernel supports at most this many output channels, because a program keeps all of them in registers for its rows.
+# The kernel supports at most this many output channels. Each Triton program computes all output channels of its rows
+# and keeps them in registers.
 WIDEST = 512
 
 

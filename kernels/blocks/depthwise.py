@@ -19,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from kernels.blocks.rows import activate, load, through
 
-TILE = 128  # channels times lanes of a program (a lane is a group of columns); it runs on TILE / 2 threads
+TILE = 128  # channels times lanes of a program, which has TILE / 2 threads; a lane is a group of columns
 # A lane computes this many columns: of the result in the forward pass, of the images' gradient in the backward pass.
 SPAN = 4
 ROWS = 32  # maximum number of rows of a strip

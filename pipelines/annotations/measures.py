@@ -114,7 +114,10 @@ def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width
 
 
 def _measure_motion(stored: np.ndarray, per_clip: np.ndarray, total_frames: np.ndarray, part: np.ndarray) -> None:
-    """Fill in `people`, `nobody`, `steps` and `jumps`. The rows of a clip are [people, frames]."""
+    """Fill in `people`, `nobody`, `steps` and `jumps`.
+
+    `stored` contains, for each clip, the frames of its first person, then the frames of its second person, and so on.
+    """
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
     frame = (np.arange(len(stored)) - np.repeat(np.cumsum(per_clip) - per_clip, per_clip)) % total_frames[clip]
     x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each

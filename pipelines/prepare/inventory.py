@@ -46,7 +46,7 @@ class TableUse:
     is_read: bool
 
     def is_alive(self, days: int | None = None) -> bool:
-        """Whether the clips are used. days: number of days without use after which a table no longer counts."""
+        """Whether the clips are used. days: a use that is more than this many days ago does not count."""
         since = "" if days is None else time.strftime(TIME, time.localtime(time.time() - days * 86400))
         return self.is_read or any(self.files[file] >= since for file in self.present)
 

@@ -165,9 +165,9 @@ def _match(
 def _match_at_a_glance(
     result: Survey, rows: Sequence[int], columns: dict[str, np.ndarray], out: Path, settings: PackSettings
 ) -> list[int]:
-    """Match all rows whose video is unchanged and whose clip is there, in one step.
+    """Find, for all rows at once, the clips in the pack whose video and joints have not changed.
 
-    Returns the rows without a match.
+    Returns the rows without such a clip.
     """
     usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
     usable &= np.isin(columns["rotation"], ["", settings.rotation, UNKNOWN])

@@ -101,7 +101,7 @@ def clips_of(folder: Path) -> np.ndarray:
 
 
 class Note(TypedDict):
-    """The content of user.json: the digest of the table, and when which files and experiments used its clips last."""
+    """The content of user.json: the table's digest, and when each file and each experiment last used its clips."""
 
     table: str
     annotations: dict[str, str]

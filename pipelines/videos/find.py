@@ -187,7 +187,7 @@ def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
 def places_of(name: str, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips that `name` means.
 
-    If no name matches together with the folders of `name`, the folders are ignored.
+    If there is no clip with this name in these folders, the folders are ignored.
     """
     clips, clip = [clip_name(each) for each in names], clip_name(name)
     files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]

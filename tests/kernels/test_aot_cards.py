@@ -33,7 +33,7 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """Return the heatmap calls of README's experiments and of those with limbs, or only two without `every`."""
+    """Return the heatmap calls of seven experiments in training and validation. Without `every`: of two in training."""
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
     others = (DEMO, MA52_RUN, NTU60, NTU60_POSE_LIMB, MA52_POSE_LIMB) if every else ()
     made = []

@@ -1,4 +1,7 @@
-"""The full network of every experiment is one graph in training and one in validation. Inductor compiles some."""
+"""The full network of every experiment is one graph in training and one in validation.
+
+For three networks, code compiled by Inductor computes the same as the uncompiled network.
+"""
 
 import shutil
 

@@ -151,9 +151,9 @@ def test_only_weights_between_known_limits_are_right_for_every_clip():
 
 
 def test_small_steps_find_weights_between_the_points_of_the_grid():
-    """Two clips need a first weight above 0.29 and 0.31, and two clips one below 0.34 and 0.36.
+    """The four clips are right if the first weight is above 0.29, above 0.31, below 0.34 and below 0.36.
 
-    The grid has the points 0.3 and 0.35.
+    At each of the grid's points 0.3 and 0.35, one clip is wrong.
     """
     above, below = [(1 - limit, -limit) for limit in (0.29, 0.31)], [(limit - 1, limit) for limit in (0.34, 0.36)]
     zeros = torch.zeros(4, dtype=torch.int64)

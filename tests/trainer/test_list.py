@@ -34,7 +34,7 @@ def counted(experiment: Experiment) -> tuple[int, int]:
     return sum(tensor.numel() for tensor in [*network.parameters(), *fine]), counter.get_total_flops() // 2
 
 
-# these networks are those of NTU-60 with larger heads
+# the networks of NTU-60 with larger heads, which only the soak tests count
 SOAK = ("ntu120_x3d", "ntu120_rgb", "ntu120_pose", "ntu120_pose_limb", "ntu120_rgbpose")
 
 

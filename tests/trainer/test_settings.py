@@ -118,7 +118,7 @@ def test_a_part_is_switched_on_and_changed_at_once():
 
 
 def test_the_order_of_settings_does_not_matter():
-    """Each of these settings alone is refused, because names do not fit the classes or frames do not fit the ratio."""
+    """Each of these settings alone is refused, because it contradicts the number of classes or of frames."""
     settings = [
         "data.num_classes=2",
         "data.class_names=a,b",

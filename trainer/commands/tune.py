@@ -73,7 +73,7 @@ def shown(console: Console) -> Iterator[Show]:
 
 def table_of(result: Result) -> Table:
     """A table with one row for each change that was tried."""
-    table = new_table("change", "clips/s", "speed relative to the fastest before (quartiles, n)", "memory", "verdict")
+    table = new_table("change", "clips/s", "speed relative to the fastest so far (quartiles, n)", "memory", "verdict")
     for row in result.rows:
         speed = "" if row.clips_per_s is None else f"{row.clips_per_s:.4g}"
         memory = "" if row.gb is None else f"{row.gb:.2f} GB"
@@ -108,7 +108,7 @@ def summary(result: Result, options: TuneOptions) -> Iterator[str]:
 
 
 def draw(rows: list[Row], name: str) -> Figure:
-    """Draw a bar with the clips per second of each form that was measured. Blue: chosen; grey: not faster."""
+    """Draw a bar for each row that was measured: its clips per second. Blue: chosen; grey: not faster."""
     measured = [row for row in rows if row.clips_per_s is not None]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(measured)), dpi=110, layout="constrained")
     axes = figure.subplots()

@@ -20,7 +20,7 @@ from kernels.forms import misfit
 from kernels.json_files import read_json
 from kernels.whole_files import write_whole
 
-STARTS = "starts.json"  # name of the file in a work directory
+STARTS = "starts.json"  # file in a work directory that lists the starts of the run
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 

@@ -115,7 +115,7 @@ def timeline(width: int, height: int, spans: Sequence[Span], now: float, reach: 
 
 
 def draw_tag(picture: Image.Image, place: tuple[float, float], text: str, colour: str) -> None:
-    """Draw the label of a person, with its lower edge in the middle at `place` (x, y)."""
+    """Draw the label of a person. The middle of its lower edge is at `place` (x, y), if the picture has room."""
     size = max(10, picture.height // 32)
     width, height = min(picture.width, round(0.62 * size * len(text)) + 8), size + 6
     x = round(min(max(place[0] - width / 2, 0), picture.width - width))

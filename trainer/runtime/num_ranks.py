@@ -61,7 +61,10 @@ def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
 
 
 def num_combinable() -> int:
-    """How many GPUs of this machine a run can use without further settings. NCCL cannot connect parts of one GPU."""
+    """How many GPUs of this machine a run can use without further settings.
+
+    If MIG divides the GPUs, it is one part of a GPU, because NCCL cannot connect parts.
+    """
     names = cards()
     return 1 if names and names[0].startswith("MIG-") else len(names)
 

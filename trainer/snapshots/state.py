@@ -1,4 +1,4 @@
-"""Checks the form of the state in a snapshot. The file's digest proves only that its bytes have not changed since."""
+"""Checks the form of the state in a snapshot. The file's digest only proves that no byte has changed after saving."""
 
 from typing import Any, TypedDict
 

@@ -91,7 +91,7 @@ class _Own:
         return False
 
     def begin(self, resume: bool) -> None:
-        """Keep the work directory.
+        """Begin the run. From now on, the end of this context no longer removes the work directory.
 
         Without `resume`, rename the directory of an earlier run, and make and lock a new directory.
         """

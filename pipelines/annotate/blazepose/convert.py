@@ -24,8 +24,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 tflite: Any = importlib.import_module("tflite")
 
-# For each network, the file in the npm package and the outputs that Duet uses. The first file begins with
-# pose_detection.tflite and contains nothing else.
+# For each network, the file in the npm package and the outputs that Duet uses. The detector's file consists of
+# pose_detection.tflite and nothing else.
 NETWORKS = {
     "detector": ("package/pose_solution_packed_assets.data", ("Identity", "Identity_1")),
     "landmarks": ("package/pose_landmark_full.tflite", ("Identity", "Identity_1", "Identity_3")),

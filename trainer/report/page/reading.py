@@ -55,7 +55,7 @@ def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path
     try:
         evaluation = read_evaluation(scores)
         gallery = read_gallery(evaluation, folder, device, with_frames, missing)
-    except Exception as error:  # whatever a damaged file causes: the rest of the page is still worth reading
+    except Exception as error:  # a damaged file can raise any exception, and the rest of the page is still useful
         what = "the wrong clips are not shown" if evaluation else "classes and confusions are not shown"
         missing.append(f"{what}: {reason(error)}")
     return Shown(run=run, evaluation=evaluation, gallery=gallery, missing=missing)

@@ -60,7 +60,7 @@ class Row:
 class Result:
     """The results of a search so far.
 
-    experiment: the fastest form so far. default: what a run does without tuning. gain: the speed of `experiment`
+    experiment: the fastest settings so far. default: what a run does without tuning. gain: the speed of `experiment`
     divided by the speed of `default`. finished: whether all changes were tried. path: the file of the cache.
     """
 
@@ -188,9 +188,9 @@ class Search:
                 ) from None
 
     def _start_incumbent(self, experiment: Experiment, with_loader: bool) -> Child:
-        """The process of the fastest form so far.
+        """Return the process that runs the fastest form of the step so far, and start it if there is none.
 
-        The losses of the first form are those with which all later losses are compared.
+        The losses of the first form that starts are kept, and the losses of all other forms are compared with them.
         """
         if self._incumbent is None:
             what = "the default step" if experiment == self.result.default else "the fastest step so far"
