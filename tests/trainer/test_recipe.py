@@ -1,6 +1,7 @@
 """`python -m trainer recipe demo_staged` is killed in each stage and resumed, used with other weights, and refused."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -92,10 +93,15 @@ def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
     runs = ("demo_rgb", "demo_pose", "demo_pose_limb", "demo_finetuned")
     for name in (*runs, "late_fusion, 24 of the clips", "fused, 12 of the clips", "balanced accuracy"):
         assert name in end
-    assert (folder / "report.html").read_text().count('data-tab="run-') == len(runs)
+    page = (folder / "report.html").read_text()
+    assert page.count('data-tab="run-') == len(runs)
+    recipe = page[page.index('id="recipe"') : page.index('id="comparison"')]
+    for stage in RECIPES["demo_staged"].stages:
+        assert re.search(f"<td>{stage.name}</td>.*<td>done</td>", recipe)
     report = json.loads((folder / "fused" / "fusion.json").read_text())
     low, high = report["interval"]
     assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in end
+    assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in recipe
     places = [str(folder / stage / "eval") for stage in ("rgb", "pose", "limb", "finetuned")]
     members = join_members(read_members(places))
     some, others = halves(read_scores(folder / "rgb" / "eval" / "scores.npz").names, members.label)

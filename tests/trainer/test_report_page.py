@@ -16,7 +16,7 @@ from trainer.cli import run_command
 from trainer.experiments import EXPERIMENTS
 from trainer.metrics import Scores
 from trainer.report.page.evaluation import Evaluation
-from trainer.report.page.make import Shown, render
+from trainer.report.page.make import PageTable, Shown, render
 from trainer.report.past_run import read_run
 
 DEMO = EXPERIMENTS["demo"]
@@ -213,6 +213,23 @@ def test_names_from_files_are_shown_as_text(page, tmp_path):
     assert [row[1] for row in cells(page, ".classes tbody tr")] == [*evil, "\\u202eleft"]
     assert texts(page, ".missing") == [evil[0]]
     assert page.run("document.querySelectorAll('img, b.run').length") == 0
+
+
+def test_a_recipe_has_a_part_of_its_own_before_its_runs(page, tmp_path):
+    """If other files stand in for all runs, the page shows only this part."""
+    evil = "<b>rgb</b>"
+    table = PageTable(title=evil, head=["stage", evil], rows=[["rgb", "done"], [evil, "1"]], notes=[evil])
+    runs = [[], [shown_with(tmp_path / name, ["a", "b"]) for name in ("one", "two")]]
+    for number, shown in enumerate(runs):
+        (tmp_path / f"{number}.html").write_text(render(shown, [table]))
+        page.open(tmp_path / f"{number}.html")
+        assert texts(page, "nav button") == (["Recipe", "Comparison", "one", "two"] if shown else ["Recipe"])
+        assert texts(page, "main:not([hidden]) h2") == [evil]
+        assert cells(page, "#recipe tbody tr") == [["rgb", "done"], [evil, "1"]]
+        assert texts(page, "#recipe p") == [evil]
+        assert page.run("document.querySelectorAll('b').length") == 0
+    page.run("document.querySelector('[data-tab=run-1]').click()")
+    assert texts(page, "main:not([hidden]) h2")[0].startswith("two")
 
 
 @pytest.mark.parametrize("num_classes", [60, 120])

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from kernels.names import printable
@@ -232,21 +233,34 @@ def contributions(
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print what fusion.json contains."""
-    console.print(f"weights {shown(report['weights'])}: {report['fit']}", markup=False, highlight=False, soft_wrap=True)
+    origin, *result = sentences(report)
+    console.print(origin, markup=False, highlight=False, soft_wrap=True)
+    if "fused" in report:
+        print_table(member_table(report), console)
+    for sentence in result:
+        console.print(sentence, highlight=False)
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """Where the weights of a fusion come from, and its result."""
+    origin = f"weights {shown(report['weights'])}: {report['fit']}"
     if "fused" not in report:
-        console.print("the clips have no labels, so there are no metrics")
-        return
+        return [origin, "the clips have no labels, so there are no metrics"]
+    low, high = report["interval"]
     title = TITLES[report["metric"]]
-    table = new_table("member", "weight", title, "gain", "95 % interval of the gain")
+    return [origin, f"fused {title}: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}"]
+
+
+def member_table(report: dict[str, Any]) -> Table:
+    """A table of the members of a fusion, with the gain of each."""
+    table = new_table("member", "weight", TITLES[report["metric"]], "gain", "95 % interval of the gain")
     for row in report["contributions"]:
         cells = [f"{row['weight']:.4g}", f"{row['alone']:.4f}"]
         if "gain" in row:
             low, high = row["gain_interval"]
             cells += [f"{row['gain']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         table.add_row(plain(row["member"]), *cells)
-    low, high = report["interval"]
-    print_table(table, console)
-    console.print(f"fused {title}: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}", highlight=False)
+    return table
 
 
 def scores_of(members: Members, weights: tuple[float, ...]) -> Scores:

@@ -3,27 +3,28 @@
 Each stage is a separate run, and all runs are in one folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kernels.json_files import read_json
 from kernels.names import printable
 from kernels.program import UserError
-from trainer.commands.fuse import FUSION
+from trainer.commands.fuse import FUSION, member_table, sentences
 from trainer.commands.fuse import show as show_fusion
 from trainer.commands.tables import new_table, plain, print_table
 from trainer.recipes.follow import follow
 from trainer.recipes.place import Place
 from trainer.recipes.shipped import RECIPES
 from trainer.recipes.stages import Evaluate, Fuse, Merge, Recipe, Train, changed_recipe
-from trainer.report.page.make import PAGE
+from trainer.report.page.make import PAGE, PageTable
 from trainer.report.page.reading import try_to_write
 from trainer.report.past_run import read_run
 from trainer.runtime.ranks import device_of, started_by_launcher
@@ -126,21 +127,41 @@ def stage_table(place: Place) -> Table:
 
 
 def summary(place: Place, console: Console) -> None:
-    """Print the best validation of each run, the results as papers report them, and the fusion."""
-    print_table(run_table(place), console)
-    for table in paper_tables(list(results(place))):
+    """Print the best validation of each run, the results as papers report them, and the fusions."""
+    for table in (run_table(place), *paper_tables(list(results(place)))):
         print_table(table, console)
-    for stage in place.recipe.stages:
-        if isinstance(stage, Fuse):
-            show_fusion(read_json(place.of(stage.name) / FUSION), console)
+    for name, report in fusions(place).items():
+        console.print(f"{name}:", highlight=False)
+        show_fusion(report, console)
 
 
 def make_page(place: Place, device: str) -> None:
-    """Make a page that shows all runs beside each other. If that fails, one line says so."""
+    """Make a page that shows all stages, and all runs beside each other. If that fails, one line says so."""
     scores = {stage.of: place.of(stage.name) / SCORES for stage in place.recipe.stages if isinstance(stage, Evaluate)}
     runs = {place.of(name): scores.get(name) for name in place.recipe.trained if name not in place.stand_ins}
-    for page in try_to_write(place.folder / PAGE, runs, device, print) if runs else ():
-        print(f"all runs as a page for a browser: {printable(str(page))}")
+    tables = [page_table(each) for each in (stage_table(place), run_table(place), *paper_tables(list(results(place))))]
+    for name, report in fusions(place).items():
+        members = member_table(report) if "fused" in report else new_table()
+        tables.append(page_table(members, name, sentences(report)))
+    for page in try_to_write(place.folder / PAGE, runs, device, print, tables=tables):
+        print(f"all stages as a page for a browser: {printable(str(page))}")
+
+
+def page_table(table: Table, title: str = "", notes: Sequence[str] = ()) -> PageTable:
+    """A table of the console as one of a page. `title`: by default that of the table."""
+    columns = [[text_of(cell) for cell in column.cells] for column in table.columns]
+    head, rows = [text_of(column.header) for column in table.columns], [list(row) for row in zip(*columns, strict=True)]
+    return PageTable(title=title or str(table.title), head=head, rows=rows, notes=list(notes))
+
+
+def text_of(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+
+
+def fusions(place: Place) -> dict[str, dict[str, Any]]:
+    """What each fusion of the recipe wrote into its fusion.json, by the name of the stage."""
+    stages = [stage for stage in place.recipe.stages if isinstance(stage, Fuse)]
+    return {stage.name: read_json(place.of(stage.name) / FUSION) for stage in stages}
 
 
 def run_table(place: Place) -> Table:

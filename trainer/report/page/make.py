@@ -42,18 +42,28 @@ class Shown:
     state: str = ""
 
 
-def write_page(path: Path, shown: Sequence[Shown]) -> Path:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageTable:
+    """A table for the first part of a page about a recipe, with its title and sentences below it."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def write_page(path: Path, shown: Sequence[Shown], tables: Sequence[PageTable] = ()) -> Path:
     """Write the page about one run or several runs, and return `path`. Raises OSError."""
-    write_whole(path, render(shown))
+    write_whole(path, render(shown, tables))
     return path
 
 
-def render(shown: Sequence[Shown]) -> str:
-    """The page as HTML.
+def render(shown: Sequence[Shown], tables: Sequence[PageTable] = ()) -> str:
+    """The page as HTML. If there are `tables`, its first part is about the recipe to which the runs belong.
 
     All texts that come from runs are escaped: by Jinja in the page, and as JSON for the scripts.
     """
-    short = names([each.run for each in shown])
+    short = names([each.run for each in shown]) if shown else []
     sections = [section_of(each.run, name, each.state, each.missing) for each, name in zip(shown, short, strict=True)]
     compared = comparison_of(shown, sections) if len(shown) > 1 else None
     data = {
@@ -74,6 +84,7 @@ def render(shown: Sequence[Shown]) -> str:
         sections=sections,
         shown=shown,
         compared=compared,
+        tables=tables,
         data=data,
         style=(HERE / "page.css").read_text(),
         script=script,

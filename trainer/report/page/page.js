@@ -22,7 +22,8 @@ function showTab(id) {
   const tab = document.getElementById(id);
   if (tab.dataset.drawn) return;
   tab.dataset.drawn = "yes";
-  drawTab(tab, id === "comparison" ? DATA.comparison : DATA.runs[Number(id.slice("run-".length))]);
+  if (id === "comparison") drawTab(tab, DATA.comparison);
+  else if (id.startsWith("run-")) drawTab(tab, DATA.runs[Number(id.slice("run-".length))]);
 }
 
 for (const button of document.querySelectorAll("[data-tab]")) {

@@ -3,7 +3,7 @@
 If files in the folder are missing, damaged or of other programs, the page is made all the same and says so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from trainer.journal.provenance import read_starts
 from trainer.report.grad_cam import where_it_looked
 from trainer.report.page.evaluation import Evaluation, most_wrong, read_evaluation
 from trainer.report.page.gallery import NUM_CLIPS, gallery_of
-from trainer.report.page.make import Shown, write_page
+from trainer.report.page.make import PageTable, Shown, write_page
 from trainer.report.past_run import PastRun, read_run
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks
@@ -137,16 +137,22 @@ def explanation(
 
 
 def try_to_write(
-    path: Path, runs: Mapping[Path, Path | None], device: str, say: Callable[[str], None], state: str = ""
+    path: Path,
+    runs: Mapping[Path, Path | None],
+    device: str,
+    say: Callable[[str], None],
+    state: str = "",
+    tables: Sequence[PageTable] = (),
 ) -> list[Path]:
     """Write the page about runs, and return its path in a list.
 
     If anything goes wrong, one line says so, no error is raised, and the list is empty. runs: the folder of each run,
-    and its file of scores or None (see `read_shown`). state: the state of a run that is just ending.
+    and its file of scores or None (see `read_shown`). state: the state of a run that is just ending. tables: tables
+    about the recipe to which the runs belong.
     """
     try:
         shown = [read_shown(folder, device, scores=scores) for folder, scores in runs.items()]
-        return [write_page(path, [replace(each, state=state) for each in shown])]
+        return [write_page(path, [replace(each, state=state) for each in shown], tables)]
     except Exception as error:  # a page that cannot be made must not end a run
         say(f"{printable(str(path))} could not be made ({reason(error)}): nothing else is affected")
         return []
