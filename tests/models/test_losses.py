@@ -1,5 +1,6 @@
 """Tests the values and gradients of losses and heads that experiments can turn on. They apply in training only."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -109,6 +110,27 @@ def test_frames_are_classified_one_by_one(config):
     (loss,) = head.frame_losses("pose", feature, 4, label).values()
     one_by_one = F.cross_entropy(logits, torch.tensor([4] * 4 + [0] * 4 + [7] * 4))
     torch.testing.assert_close(loss, 0.5 * config.head_weights()["pose"] * one_by_one)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradients_of_the_heads_in_float32_are_those_in_float64(config):
+    torch.manual_seed(0)
+    full = replace(config, label_smoothing=0.1, f1_weight=1.0, frame_weight=0.5)
+    head = build_model(full).cls_head
+    widths = {stream: getattr(head, f"frames_{stream}").squeeze.in_features for stream in config.streams}
+    features = {stream: torch.rand(8 * 3, width, 2, 3) for stream, width in widths.items()}
+    label = torch.arange(8)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        net = copy.deepcopy(head).to(dtype)
+        adjust_logits(net, torch.arange(11) + 1, 0.25)
+        inputs = {stream: feature.to(dtype) for stream, feature in features.items()}
+        losses = net(inputs, dict.fromkeys(inputs, 3), label, label % 3).losses
+        total = torch.stack([loss for loss in losses.values() if loss.requires_grad]).sum()
+        gradients.append(torch.autograd.grad(total, list(net.parameters()), allow_unused=True))
+    for exact, rounded in zip(*gradients, strict=True):
+        if exact is not None:
+            torch.testing.assert_close(rounded.double(), exact, rtol=1e-3, atol=1e-6)
 
 
 def test_every_parameter_of_the_frame_classifiers_has_a_gradient():
