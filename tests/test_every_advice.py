@@ -62,6 +62,8 @@ THROUGH_A_LINK = "tests/trainer/test_odd_state.py::test_a_run_writes_through_no_
 BEGUN = "tests/trainer/test_recipe.py::test_a_folder_that_was_begun_with_other_settings_is_refused"
 ELSEWHERE = {
     **dict.fromkeys(("give the same settings as before, or choose", "other --use: give the same as before"), BEGUN),
+    "cannot be read as settings: remove it": "tests/trainer/test_recipe.py::"
+    "test_a_stage_whose_results_were_removed_is_not_done",
     "was made from an earlier": "tests/trainer/test_recipe.py::test_only_what_is_missing_or_outdated_is_made_again",
     "start it without torchrun": "tests/trainer/test_recipe.py::test_torchrun_does_not_start_a_recipe",
     "wrong clips are not shown: run": "tests/trainer/test_report_page.py::"

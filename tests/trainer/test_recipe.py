@@ -141,6 +141,21 @@ def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, 
     assert np.array_equal(scores_in(folder)["fused"]["fused"], scores_in(whole[1])["fused"]["fused"])
 
 
+def test_a_stage_whose_results_were_removed_is_not_done(words, whole, tmp_path, capsys):
+    folder = tmp_path / "moved"
+    shutil.copytree(whole[1], folder, symlinks=True)
+    for number, file in enumerate(("fused/fusion.json", "late_fusion/scores.npz", "merged/merged.safetensors")):
+        (folder / file).unlink()
+        assert run_command([*words, "--work-dir", str(folder), "--dry-run"]) == 0
+        assert capsys.readouterr().out.count("│ done") == 10 - number
+    (folder / "pose.json").write_text("{")
+    assert run_command([*words, "--work-dir", str(folder)]) == 2
+    assert f"{folder}/pose.json cannot be read as settings: remove it, and start the same" in capsys.readouterr().err
+    (folder / "pose.json").unlink()
+    assert run_command([*words, "--work-dir", str(folder)]) == 2  # merged again, so finetuned is outdated
+    assert f"{folder}/finetuned was made from an earlier merged: remove" in capsys.readouterr().err
+
+
 def test_a_signal_stops_the_stage_with_a_snapshot(words, environment, tmp_path):
     """After SIGUSR1 the exit code is 0 although the stage is not done, so that a scheduler starts the recipe again."""
     command = ["tests/trainer/killed_recipe.py", "none", *words, "--set", "rgb:optim.num_epochs=500"]

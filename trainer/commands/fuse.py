@@ -24,13 +24,12 @@ from trainer.commands.eval import make_folder, write_class_table, write_metrics
 from trainer.commands.tables import new_table, plain, print_table
 from trainer.metrics import Scores
 from trainer.scores.cautions import FITTED_HERE, differ_for_certain, different_views, weights_fitted_here
-from trainer.scores.files import COARSE, SCORES, StoredScores, write_scores
+from trainer.scores.files import COARSE, FUSION, SCORES, StoredScores, write_scores
 from trainer.scores.fusion import fit_weights, halves, without
 from trainer.scores.members import MemberFile, Members, join_members, read_members
 from trainer.scores.outcome import Metric, interval, resampled
 from trainer.scores.reported import all_metrics
 
-FUSION = "fusion.json"
 TITLES: dict[Metric, str] = {"top1": "top-1", "mean1": "mean class accuracy", "f1_mean": "F1 mean"}
 
 

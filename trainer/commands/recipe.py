@@ -17,7 +17,7 @@ from rich.text import Text
 from kernels.json_files import read_json
 from kernels.names import printable
 from kernels.program import UserError
-from trainer.commands.fuse import FUSION, member_table, sentences
+from trainer.commands.fuse import member_table, sentences
 from trainer.commands.fuse import show as show_fusion
 from trainer.commands.tables import new_table, plain, print_table
 from trainer.recipes.follow import follow
@@ -28,7 +28,7 @@ from trainer.report.page.make import PAGE, PageTable
 from trainer.report.page.reading import try_to_write
 from trainer.report.past_run import read_run
 from trainer.runtime.ranks import device_of, started_by_launcher
-from trainer.scores.files import SCORES, read_scores
+from trainer.scores.files import FUSION, SCORES, read_scores
 from trainer.scores.reported import Result, all_metrics, paper_tables
 from trainer.snapshots.lock import locked
 from trainer.snapshots.work_dir import refuse_links_in, writable

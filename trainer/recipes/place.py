@@ -10,7 +10,8 @@ from typing import Any
 from kernels.json_files import read_json
 from kernels.program import UserError
 from kernels.whole_files import write_whole
-from trainer.recipes.stages import Merge, Recipe, Stage
+from trainer.recipes.stages import Evaluate, Fuse, Merge, Recipe, Stage
+from trainer.scores.files import FUSION, SCORES
 from trainer.snapshots.choice import snapshot_in
 from trainer.stored import differences, from_json, shortened, to_settings
 
@@ -40,7 +41,12 @@ class Place:
         """Write the settings of all runs. Raises UserError if the folder was begun with other settings."""
         for name, stage in self.recipe.trained.items():
             file = self.settings_of(name)
-            stored = from_json(file, file, print) if file.is_file() else stage.experiment
+            try:
+                stored = from_json(file, file, print) if file.is_file() else stage.experiment
+            except UserError:
+                raise UserError(
+                    f"{file} cannot be read as settings: remove it, and start the same command again"
+                ) from None
             if change := next(differences(stored, stage.experiment), None):
                 key, was, now = change
                 raise UserError(
@@ -58,7 +64,7 @@ class Place:
         write_whole(self.folder / RECIPE, json.dumps(whole, indent=1) + "\n")
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether a stage is done. Raises UserError if it was made from results that have been replaced since."""
+        """Whether a stage is done, and its results exist. Raises UserError if its inputs have been replaced since."""
         note = _read(self.of(stage.name) / STAGE)
         if note is None:
             return False
@@ -68,7 +74,7 @@ class Place:
                     f"{self.of(stage.name)} was made from an earlier {name}: remove {self.of(stage.name)}, and start "
                     "the same command again"
                 )
-        return "finished" in note
+        return "finished" in note and all((self.of(stage.name) / file).is_file() for file in results_of(stage))
 
     def note(self, stage: Stage, *, done: bool) -> None:
         """Note in the folder of a stage from which results the stage is made and, with `done`, when it was done."""
@@ -98,6 +104,18 @@ class Place:
             name: str(self.stand_ins.get(name) or (_read(self.of(name) / STAGE) or {}).get("finished"))
             for name in stage.inputs
         }
+
+
+def results_of(stage: Stage) -> tuple[str, ...]:
+    """The files in a stage's folder that later stages and the summary read. A run's snapshots may have been removed."""
+    match stage:
+        case Merge():
+            return (MERGED,)
+        case Evaluate():
+            return (SCORES,)
+        case Fuse():
+            return (SCORES, FUSION)
+    return ()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from trainer.scores.views import Views
 from trainer.stored import from_json, to_settings
 
 SCORES = "scores.npz"
+FUSION = "fusion.json"  # what `fuse` writes beside its scores: weights, gains and intervals
 MOST_CLASSES = 4096  # a confusion matrix of this many classes takes 128 MB
 COARSE = "_coarse"
 
