@@ -219,7 +219,7 @@ def test_a_recipe_has_a_part_of_its_own_before_its_runs(page, tmp_path):
     """If other files stand in for all runs, the page shows only this part."""
     evil = "<b>rgb</b>"
     table = PageTable(title=evil, head=["stage", evil], rows=[["rgb", "done"], [evil, "1"]], notes=[evil])
-    runs = [[], [shown_with(tmp_path / name, ["a", "b"]) for name in ("one", "two")]]
+    runs = [[], [random_run(tmp_path / name, ["a", "b"]) for name in ("one", "two")]]
     for number, shown in enumerate(runs):
         (tmp_path / f"{number}.html").write_text(render(shown, [table]))
         page.open(tmp_path / f"{number}.html")
