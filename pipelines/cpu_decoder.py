@@ -32,7 +32,7 @@ class CpuDecoder:
     same time.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the same thread. The result does not depend on the number of threads.
+    calls `source` in the thread of its caller. The result does not depend on the number of threads.
     """
 
     def __init__(self, source: Callable[[int], Step], size: int, *, threads: int, prefetch: int):

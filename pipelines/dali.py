@@ -20,7 +20,7 @@ Step = tuple[list[np.ndarray], np.ndarray, np.ndarray]
 
 
 def resize_regions(box: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the start and the end, [N, 2] float32 (y, x), of the regions that crop to boxes [N, 4].
+    """Return the start and the end, [N, 2] float32 (y, x), of the regions that DALI cuts out for the boxes [N, 4].
 
     Both are part of a Step, and arguments of fn.resize (roi_start and roi_end).
 
@@ -36,7 +36,7 @@ class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in its own thread, for a step up to `prefetch` steps ahead of the one that it returns.
+    calls `source` in the thread of its caller, for a step up to `prefetch` steps ahead of the one that it returns.
 
     If the JPEG engine fails in a step, the CPU decodes this step and all later steps (`Backends.decode_on_cpu`).
     """

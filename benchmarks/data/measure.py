@@ -34,7 +34,7 @@ def measure_alone(target: Target) -> Iterator[Result]:
 
 
 def measure_beside_peer(target: Target) -> Iterator[Result]:
-    """Measure both data paths, after checking that they make the same clips."""
+    """Measure our data path and MMAction2's, after checking that both make the same clips."""
     yield from _measure(target, environment(MMACTION2))
 
 

@@ -178,7 +178,7 @@ def whole_grad(grad, result, mean, level, slope, place, column, inside, O: tl.co
 def store_tile(result, partial, total, first, rows_left, number, count, column, O: tl.constexpr, BLOCK_M: tl.constexpr):  # noqa: E741
     """Store the first `rows_left` rows of the block `total`, their mean and their summed squared deviations.
 
-    `total` must be 0 in all other rows. `number` is the index of the block among `count` splits.
+    `total` must be 0 in all other rows. `number` is the index of the split that writes, from 0 to count - 1.
     """
     local = tl.arange(0, BLOCK_M)
     owned, known = (local < rows_left)[:, None], column < O

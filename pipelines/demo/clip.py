@@ -37,7 +37,7 @@ class Clip(NamedTuple):
     points: np.ndarray  # [M, T, 17, 2] joints in pixels
     # [M, T, 17] distance of the joints from the origin towards the camera; the unit is a body's height
     depth: np.ndarray
-    held: str  # the object in the hands, or ""
+    object_name: str  # the object in the hands, or ""
     path: np.ndarray  # [T, 2] centre of the object in pixels; [0, 2] if there is no object
     path_depth: np.ndarray  # [T] distance of the object, as in `depth`
     scale: float  # height of a person's body in pixels
@@ -60,7 +60,7 @@ def stage(config: DemoConfig, clip: ClipId) -> Clip:
     path, path_depth = np.zeros((0, 2)), np.zeros(0)
     if scene.path is not None:
         path, path_depth = project(scene.path, view)
-    return Clip(points, depth, scene.held, path, path_depth, view.scale, view.y - 0.1 * view.scale)
+    return Clip(points, depth, scene.object_name, path, path_depth, view.scale, view.y - 0.1 * view.scale)
 
 
 def place(config: DemoConfig, joints: np.ndarray, rng: np.random.Generator) -> View:
@@ -135,9 +135,9 @@ def film(config: DemoConfig, clip: ClipId) -> list[Image.Image]:
     shapes: list[demo_scene.Shape] = []
     for points, depth in zip(content.points, content.depth, strict=True):
         shapes += demo_scene.body_shapes(points, depth, content.scale, demo_scene.Look.draw(rng))
-    if content.held:
+    if content.object_name:
         in_front = content.path_depth + 0.08
-        shapes += demo_scene.object_shapes(content.held, content.path, in_front, content.scale)
+        shapes += demo_scene.object_shapes(content.object_name, content.path, in_front, content.scale)
     frames = demo_scene.paint(background, shapes)
     if config.hide_people:
         for frame in frames:

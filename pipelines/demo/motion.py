@@ -18,11 +18,11 @@ RED, BLUE, PLAIN, STRIPED = "red ball", "blue ball", "plain box", "striped box"
 class Scene:
     """The people of a clip and the object that they hold.
 
-    joints: [M, T, 17, 3]. held: the name of the object in the hands, or "". path: [T, 3] centre of the object, or None.
+    joints: [M, T, 17, 3]. object_name: what the people hold, or "". path: [T, 3] centre of the object, or None.
     """
 
     joints: np.ndarray
-    held: str = ""
+    object_name: str = ""
     path: np.ndarray | None = None
 
 
@@ -62,7 +62,7 @@ def both_hands(x: np.ndarray | float, y: np.ndarray, z: np.ndarray, grip: float)
     return np.stack([out, np.stack([y, y], axis=1), np.stack([z, z], axis=1)], axis=-1)
 
 
-def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -> Scene:
+def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, object_name: str = "") -> Scene:
     """A scene with one person, turned away from the camera by at most 35 degrees, and mirrored at random.
 
     The object, if there is one, is between the hands.
@@ -70,7 +70,7 @@ def alone(t: np.ndarray, pose: Pose, rng: np.random.Generator, held: str = "") -
     joints = (pose.mirrored() if rng.random() < 0.5 else pose).joints()
     yaw = np.radians(rng.uniform(-30, 30) + rng.uniform(-5, 5) * np.sin(2 * np.pi * t + rng.uniform(0, 6)))
     joints = rotate(joints, yaw)
-    return Scene(joints=joints[None], held=held, path=grasp(joints) if held else None)
+    return Scene(joints=joints[None], object_name=object_name, path=grasp(joints) if object_name else None)
 
 
 def grasp(joints: np.ndarray) -> np.ndarray:
@@ -117,13 +117,13 @@ def kick(t: np.ndarray, rng: np.random.Generator) -> Scene:
     return alone(t, pose, rng)
 
 
-def lift(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
+def lift(t: np.ndarray, rng: np.random.Generator, *, object_name: str) -> Scene:
     """Lift a ball with both hands, from the belly to above the head."""
     pose = Pose.standing(t, rng)
     p = ramp(t, rng.uniform(0.05, 0.3), rng.uniform(0.6, 0.9))
     y = rng.uniform(-0.2, -0.12) + p * rng.uniform(0.36, 0.42)
     pose.hands = both_hands(0.0, y, 0.17 + 0.04 * np.sin(np.pi * p), grip=0.11)
-    return alone(t, pose, rng, held)
+    return alone(t, pose, rng, object_name)
 
 
 def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
@@ -131,7 +131,7 @@ def swing(t: np.ndarray, rng: np.random.Generator) -> Scene:
     pose = Pose.standing(t, rng)
     x = rng.uniform(0.13, 0.17) * np.sin(2 * np.pi * rng.uniform(1.3, 2.2) * t + rng.uniform(0, 2 * np.pi))
     pose.hands = both_hands(x, rng.uniform(-0.2, -0.1) + 1.5 * x**2, 0.2 - 0.5 * np.abs(x), grip=0.11)
-    return alone(t, pose, rng, held=RED if rng.random() < 0.5 else BLUE)
+    return alone(t, pose, rng, object_name=RED if rng.random() < 0.5 else BLUE)
 
 
 def face_to_face(
@@ -146,7 +146,7 @@ def face_to_face(
     return rotate(first, side + scene), rotate(second, side + scene + np.pi)
 
 
-def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
+def give(t: np.ndarray, rng: np.random.Generator, *, object_name: str) -> Scene:
     """One person hands a box to the other, who pulls it close."""
     one, two = Pose.standing(t, rng), Pose.standing(t, rng)
     when, gap = rng.uniform(0.4, 0.6), rng.uniform(0.58, 0.68)
@@ -158,7 +158,7 @@ def give(t: np.ndarray, rng: np.random.Generator, *, held: str) -> Scene:
     two.hands = both_hands(0.0, height + 0.06 * (take - keep) - 0.1 * (1 - take), z_two, grip=0.12)
     joints = face_to_face(one, two, gap, rng)
     path = between_paths(grasp(joints[0]), grasp(joints[1]), ramp(t, when - 0.03, when + 0.03))
-    return Scene(joints=np.stack(joints), held=held, path=path)
+    return Scene(joints=np.stack(joints), object_name=object_name, path=path)
 
 
 def between_paths(first: np.ndarray, second: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -187,10 +187,10 @@ ACTS: tuple[Callable[[np.ndarray, np.random.Generator], Scene], ...] = (
     lambda t, rng: squat(t, rng, cycles=(1.0, 1.5)),
     lambda t, rng: squat(t, rng, cycles=(3.0, 4.0)),
     kick,
-    lambda t, rng: lift(t, rng, held=RED),
-    lambda t, rng: lift(t, rng, held=BLUE),
+    lambda t, rng: lift(t, rng, object_name=RED),
+    lambda t, rng: lift(t, rng, object_name=BLUE),
     swing,
-    lambda t, rng: give(t, rng, held=PLAIN),
-    lambda t, rng: give(t, rng, held=STRIPED),
+    lambda t, rng: give(t, rng, object_name=PLAIN),
+    lambda t, rng: give(t, rng, object_name=STRIPED),
     push,
 )

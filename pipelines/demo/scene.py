@@ -152,15 +152,15 @@ def trunk_and_head(points: np.ndarray, depth: np.ndarray, scale: float, look: Lo
     return shapes
 
 
-def object_shapes(held: str, path: np.ndarray, depth: np.ndarray, scale: float) -> list[Shape]:
+def object_shapes(name: str, path: np.ndarray, depth: np.ndarray, scale: float) -> list[Shape]:
     """The shapes of an object centred on `path` [T, 2] in pixels: a red or blue ball, or a plain or striped box."""
-    colour = np.array(RED if held.startswith("red") else BLUE if held.startswith("blue") else YELLOW, float)
-    if held.endswith("ball"):
+    colour = np.array(RED if name.startswith("red") else BLUE if name.startswith("blue") else YELLOW, float)
+    if name.endswith("ball"):
         return shaded_capsule(path, path + 1e-3, (BALL_R * scale, BALL_R * scale), depth, colour)
     half = BOX_R * scale
     shapes = [Shape(bar(path, -half, half, half), depth, colour * 0.8)]
     shapes.append(Shape(bar(path, -half * 0.92, half * 0.92, half * 0.92), depth + 1e-4, colour))
-    if held.startswith("striped"):
+    if name.startswith("striped"):
         for left in (-0.75, -0.175, 0.4):
             black = np.array(BLACK, float)
             shapes.append(Shape(bar(path, left * half, (left + 0.35) * half, half), depth + 2e-4, black))

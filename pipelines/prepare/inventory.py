@@ -184,7 +184,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
 
 
 def _is_inside(pack: Path, line: Line) -> bool:
-    """Whether the clip has a file in the folder of the pack, and not behind a link."""
+    """Whether the clip has a file that lies in the pack's own folder, not in a folder that a link leads to."""
     file = pack / line["file"]
     return bool(line["file"]) and file.parent.resolve().is_relative_to(pack.resolve())
 

@@ -91,7 +91,7 @@ MAX_ABSENT = "--max-absent {0} (in training: --set data.max_absent={0})"
 
 
 def split_problems(table: ClipTable, max_absent: float) -> list[Finding]:
-    """What is wrong with the splits of a table. Checks each split, and each training split with its validation."""
+    """What is wrong with the splits of a table. Compares each training split with its validation split, too."""
     findings = []
     for train, val in pairs_of(table.splits):
         for finding in split_findings(table, table.splits[train], table, table.splits[val]):

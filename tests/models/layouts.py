@@ -39,7 +39,7 @@ def ours(config: object) -> dict[str, Tensor]:
 
 
 def kinetics(rules: Rules) -> dict[str, Tensor]:
-    """Return the weights of a small X3D-M in one of its three layouts."""
+    """Return the weights of a small X3D-M in the layout of MMAction2, SlowFast or PyTorchVideo, as `rules` says."""
     stream = {name.removeprefix("rgb_"): t for name, t in ours(SMALL_X3D_M).items() if name.startswith("rgb_backbone.")}
     state = {}
     for name, tensor in layout.write(stream, x3d_m.MMACTION2)[0].items():

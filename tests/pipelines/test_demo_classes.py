@@ -25,8 +25,8 @@ def test_only_the_object_differs(pair):
         np.testing.assert_array_equal(one.joints, other.joints)
         np.testing.assert_array_equal(one.path, other.path)
         assert next_one == next_other
-        assert one.held != other.held
-        assert one.held
+        assert one.object_name != other.object_name
+        assert one.object_name
     assert not np.array_equal(perform(pair[0], 0)[0].joints, perform(pair[0], 1)[0].joints)
 
 
@@ -44,7 +44,7 @@ def test_single_frames_are_alike(pair):
     for luck in range(20):
         (first, next_first), (second, next_second) = (perform(label, luck) for label in pair)
         assert next_first == next_second
-        assert first.held == second.held == ""
+        assert first.object_name == second.object_name == ""
         assert first.joints.shape == second.joints.shape == (1, NUM_FRAMES, 17, 3)
 
 

@@ -36,7 +36,7 @@ def losses(run, source):
     return torch.stack(values).cpu()
 
 
-def far(frames, others):
+def differences(frames, others):
     """Return the mean difference of two batches in grey levels, and the share of values that differ by more than 32."""
     difference = (frames.cpu().int() - others.cpu().int()).abs()
     return SimpleNamespace(mean=float(difference.float().mean()), share=float((difference > 32).float().mean()))
@@ -47,10 +47,10 @@ def test_frames_are_those_that_the_cpu_decodes(build, device):
     here, there = build(), build(on=device)
     for one, other in zip(here.train_loader.epoch(0), there.train_loader.epoch(0), strict=True):
         assert torch.equal(one.index, other.index.cpu())
-        difference = far(one.rgb, other.rgb)
+        difference = differences(one.rgb, other.rgb)
         assert difference.mean < 2
         assert difference.share < 0.01
-        mirrored = far(one.rgb, other.rgb.flip(3))  # stands for a wrong frame, which must differ more
+        mirrored = differences(one.rgb, other.rgb.flip(3))  # stands for a wrong frame, which must differ more
         assert mirrored.mean > 2 or mirrored.share > 0.01
 
 

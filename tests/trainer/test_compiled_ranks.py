@@ -117,7 +117,7 @@ def rehearsed(environment, folder, word):
 
 
 def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
-    """The rehearsal does not change the state of the run. The steps under DDP use the graph that it has compiled."""
+    """Rehearsing the first step does not change the run's state. Steps under DDP use the graph that it compiles."""
     assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
 
 

@@ -9,7 +9,7 @@ from trainer.predict.result import Times, Window, seconds_of, top
 from trainer.report.grad_cam import COLOURS as LOOKED
 from trainer.report.text import draw_line
 
-BARS = 3  # number of classes with a bar, if they fit
+BARS = 3  # number of classes that get a bar, if the picture has room
 ROOM = 0.4  # largest share of the picture's height that the panel may cover
 MOST_PEOPLE = 4  # the panel and the timeline show at most this many people
 DARK, TEXT, FAINT, TRACK = "#14213d", "#ffffff", "#b8c4d6", "#3d4a66"

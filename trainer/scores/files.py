@@ -39,7 +39,7 @@ class StoredScores:
     names: the name of each clip, all different. A clip's index in `scores` is its position in this list.
     experiment: the settings with which the scores were computed. None for files of other programs.
     checkpoint: the name of the file with the weights. Empty for files of other programs.
-    views: the views of each clip whose scores were averaged. None if the file does not say so.
+    views: which views of each clip were scored; their scores were averaged. None if the file does not say so.
     fitted_here: whether weights of a fusion were fitted on these clips, so that their metrics look too good.
     averaged: whether the scores are those of the moving average of the weights (EMA).
     """

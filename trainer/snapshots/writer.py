@@ -307,7 +307,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _newest_first(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """The files in `folder` whose names match, in descending order of epoch and step."""
+    """The files in `folder` whose names match `pattern`, in descending order of epoch and step."""
     matches = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
     matches.sort(key=lambda pair: [int(number) for number in pair[0].groups()], reverse=True)
     return [path for _, path in matches]

@@ -37,7 +37,7 @@ class Recording:
     complete: whether the format lists every frame of the video.
     unit: whether x and y are in pixels, or fractions of the width and height of the image.
     size: (height, width) of the image in pixels, or None if it has the size of the video.
-    clip_scores: whether scores above 1 are usual in this format and mean a certain joint.
+    clip_scores: whether scores above 1 are usual in this format. They are then clipped to 1.
     usual_first: the number that this format usually gives the first frame, for files whose numbers do not decide it.
     file: the file, or the first of the files, for messages.
     """
