@@ -109,7 +109,9 @@ def open_source(
         raise
     except av.ArgumentError as error:
         formats = options["format_whitelist"]
-        raise VideoError(f"the video cannot be decoded ({error.strerror}); containers that are: {formats}") from None
+        raise VideoError(
+            f"the video cannot be decoded ({error.strerror}); containers that can be decoded: {formats}"
+        ) from None
     except av.FFmpegError as error:
         raise VideoError(f"the video cannot be decoded ({error.strerror})") from None
     # PyAV raises these exceptions if the file contains invalid numbers or text.

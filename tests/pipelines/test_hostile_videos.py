@@ -64,7 +64,7 @@ def test_playlists_and_other_containers_are_refused(tmp_path):
             assert "cannot be decoded" in read_header(str(tmp_path / "a.mp4")).reason
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert "containers that are: avi,mov" in read_header(film(tmp_path / "a.flv", "flv", "yuv420p")).reason
+    assert "containers that can be decoded: avi,mov" in read_header(film(tmp_path / "a.flv", "flv", "yuv420p")).reason
 
 
 def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path):

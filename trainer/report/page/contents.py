@@ -168,7 +168,7 @@ def speed_of(run: PastRun) -> list[str]:
     if speeds:
         slow, middle, fast = np.quantile(speeds, (0.05, 0.5, 0.95))
         sentences.append(
-            f"Half of the time the run was faster than {middle:.1f} clips/s; mostly {slow:.1f} to {fast:.1f}."
+            f"The median speed was {middle:.1f} clips/s; 90 % of the recorded speeds are {slow:.1f} to {fast:.1f}."
         )
     if waits:
         share = float(np.median(waits))
