@@ -180,9 +180,9 @@ class Counts:
 
 
 def try_all(recorder: Recorder, place: Path, read: Callable[[Path], bool], most: int, share: float = 1) -> Counts:
-    """Open every state with `read`. It returns whether it found the newest content, and fails if the content is wrong.
+    """Open every state with `read`, which returns whether the content is the newest, and fails if it is wrong.
 
-    After the last recorded operation, only the newest content is right. share: the share of the states that is opened.
+    After the last recorded operation, only the newest content is right. share: open only this share of the states.
     """
     luck, seen, counts = random.Random(0), set(), Counts(operations=len(recorder.disks))
     for number, disk in enumerate(reversed(recorder.disks)):

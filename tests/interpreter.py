@@ -18,8 +18,8 @@ Broadcast = Callable[[Any, Any], tuple[Any, Any]]
 def speed_up() -> None:
     """Make Triton's interpreter skip work that it repeats for each operation, call and program of a launch."""
     builder = interpreter.interpreter_builder
-    # Without this, the interpreter computes every integer sum a second time in 64 bits, and drops the result if debug
-    # is off.
+    # With sanitize_overflow, the interpreter computes every integer sum again in 64 bits, although it uses this second
+    # sum only if debug is on.
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
     interpreter._get_np_dtype = remember_by_name(interpreter._get_np_dtype)
     interpreter._patch_lang = PatchOnce()

@@ -1,4 +1,4 @@
-"""Runs programs for tests, each in a separate process. These processes end with the tests, even if the tests crash.
+"""Runs programs for tests, mostly in processes of their own. These end with the tests, even if the tests crash.
 
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of

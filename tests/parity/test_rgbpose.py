@@ -175,9 +175,9 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
 
 
 def compared(content: dict, ours: dict) -> Iterator[dict]:
-    """Yield each table in a JSON value that has the same names as `ours`, after asserting that it equals `ours`.
+    """Assert that each table in a JSON value that has the names of `ours` also has its values. Yields these tables.
 
-    A prefix "backbone." of names is ignored.
+    Names with and without the prefix "backbone." count as the same.
     """
     ours = {name.removeprefix("backbone."): value for name, value in ours.items()}
     for table in tables_of(content):

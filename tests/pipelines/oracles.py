@@ -56,7 +56,7 @@ def least_extent(coordinates: np.ndarray, count: int) -> float:
     """Return a lower bound for the joints' extent on one axis in any sample of `count` frames.
 
     The frames are examined one at a time. coordinates: [M, T, V], x or y of the joints, and 0 where a joint is missing.
-    `_min_span` in geometry.py gives the reasons.
+    `_min_span` in geometry.py explains why the result is a lower bound.
     """
     total = coordinates.shape[1]
     extents = []

@@ -55,8 +55,8 @@ def shuffled(content: bytes, rng: random.Random) -> bytes:
     return b"".join(blocks)
 
 
-def headed(content: bytes, rng: random.Random) -> bytes:
-    """Overwrite some numbers in the header. They may be sizes, counts or lengths."""
+def with_changed_header(content: bytes, rng: random.Random) -> bytes:
+    """Overwrite some bytes near the start of the file, where headers contain sizes, counts and lengths."""
     changed = bytearray(content)
     for _ in range(rng.randrange(1, 8)):
         start = rng.randrange(min(600, len(changed) - 4))
@@ -81,7 +81,7 @@ FUZZ = {
     "empty": lambda content, rng: b"",
     "noise": lambda content, rng: rng.randbytes(rng.randrange(1, 20_000)),
     "text": lambda content, rng: b"<html>404 not found</html>" * rng.randrange(1, 50),
-    **{maker.__name__: maker for maker in (cut, flipped, zeroed, shuffled, headed, huge)},
+    **{maker.__name__: maker for maker in (cut, flipped, zeroed, shuffled, with_changed_header, huge)},
 }
 NEVER_GOOD = ("empty", "noise", "text")
 

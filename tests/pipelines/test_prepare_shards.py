@@ -176,7 +176,7 @@ def test_parts_of_killed_runs_are_merged_by_the_next_run(scene, monkeypatch):
 
 
 def test_the_newest_line_of_a_clip_counts(scene, film):
-    """A kill has left an older part of the manifest unmerged. It must not hide the clips that a later run has made."""
+    """An older part of the manifest that is still unmerged must not hide the clips that a later run has made."""
     work = scene(8, 9)
     with another_shard(work):
         pack_shard(work, "0/1")

@@ -58,7 +58,7 @@ def test_a_layout_without_names_is_recognised(name):
     assert (other.names, other.joint(0)) == ((), "joint 0")
 
 
-# The number of joints and the name of each joint, by layout. The sources are in docs/sources.md, "Joint layouts".
+# For each layout, the names of some joints by their index. The sources are in docs/sources.md, "Joint layouts".
 SPOT_CHECKS = {
     "coco17": {0: "nose", 5: "left_shoulder", 10: "right_wrist", 16: "right_ankle"},
     "openpose28": {1: "neck", 4: "right_wrist", 7: "left_wrist", 14: "right_eye", 18: "left_finger1"},

@@ -1,4 +1,4 @@
-"""Windows of a video: where they begin, which frames and joints each window gets, and videos that do not fit."""
+"""Windows of a video: where they begin, which frames and joints each window gets, and skeletons of another length."""
 
 from pathlib import Path
 

@@ -118,7 +118,7 @@ with planning({}) as backend:
 
 
 def test_heatmaps_for_a_card_without_bf16():
-    """Heatmaps are fp16, which Inductor accepts. Inductor refuses bf16 for this card, even as a stand-in."""
+    """The precision for this card is fp16, which Inductor compiles. Inductor refuses bf16 for the card's stand-in."""
     done = programs.run_forked("-c", HEATMAPS, timeout=900)
     assert "fp16" in done.stdout
     assert "BF16 is not supported" in done.stderr

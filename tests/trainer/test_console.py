@@ -16,7 +16,7 @@ CONSOLES = {
     "its reader has gone": "r, w = os.pipe(); os.close(r); os.dup2(w, 1); os.dup2(w, 2)",
     "its disk is full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)",
     "it is closed": "os.close(0); os.close(1); os.close(2); sys.stdout = sys.stderr = sys.__stdout__ = None",
-    "it spells ASCII alone": "[each.reconfigure(encoding='ascii') for each in (sys.stdout, sys.stderr)]",
+    "it accepts only ASCII": "[each.reconfigure(encoding='ascii') for each in (sys.stdout, sys.stderr)]",
 }
 
 

@@ -118,7 +118,8 @@ def test_a_skeleton_beside_the_person_is_one_sentence(tiny, network, files, tmp_
 @pytest.mark.parametrize(
     ("video", "pose"),
     [
-        ("half", "poses"),  # the file contains the size from which the video was scaled
+        # `poses` contains the size of the original video, and `half` is a smaller copy of that video
+        ("half", "poses"),
         ("half", "sized"),
         ("wide clip", "of clip"),
         ("wide", "sitting"),

@@ -122,7 +122,7 @@ def test_the_late_fusion_of_rgb_joints_and_limbs_is_the_mean_of_their_scores(who
 
 
 def test_only_what_is_missing_or_outdated_is_made_again(words, whole, tmp_path, capfd):
-    """The stage runs in a new interpreter, as in a recipe that a user starts."""
+    """The stage `fused`, which is made again, runs in a new interpreter, as in a recipe that a user starts."""
     folder = tmp_path / "copy"
     shutil.copytree(whole[1], folder, symlinks=True)
     note = folder / "finetuned" / "eval" / "stage.json"

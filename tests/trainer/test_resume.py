@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny, environment, tmp_path
     assert not list(run.glob("*.tmp*"))
 
 
-def test_a_second_run_is_the_first_again(tiny, environment, tmp_path, unbroken):
+def test_a_second_run_has_the_results_of_the_first(tiny, environment, tmp_path, unbroken):
     """The second run is in a new interpreter, in which strings have different hashes."""
     code, shown = train(tiny, environment, tmp_path / "log", tmp_path / "run", by=programs.run)
     assert code == 0, shown
@@ -183,7 +183,7 @@ ONE_EPOCH = ("--set", "optim.num_epochs=1", "--set", "log_every=1")
 
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory):
-    """Return the work directory of a run with three steps of 8 of 39 clips, and a snapshot after two steps."""
+    """Return the work directory of a run on 39 clips that did three steps of 8 clips. Its snapshot is from step two."""
     run = tmp_path_factory.mktemp("begun") / "run"
     assert run_command([*tiny, *ONE_EPOCH, "--work-dir", str(run), "--max-steps", "3"]) == 0
     (run / "epoch_1_step_3.pth").unlink()
