@@ -80,7 +80,7 @@ def main(run: Path, out: Path) -> None:
     data, scores = stored.experiment.data, main_scores(stored.scores)
     table = open_table(Path(data.annotations), Path(data.cache))
     rows = {str(name): row for row, name in enumerate(table.names)}
-    shown: dict[int, int] = {}  # one clip for each label, in the order of the scores
+    shown: dict[int, int] = {}  # for each label, the number of its first clip, in the order of the scores
     for number, label in enumerate(stored.scores.label.tolist()):
         shown.setdefault(label, number)
     pictures = []

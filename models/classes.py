@@ -18,7 +18,7 @@ NTU60_SEMANTIC8 = tuple(
 NTU120_SEMANTIC8 = NTU60_SEMANTIC8 + tuple(
     int(digit) for digit in "1122224044" "4422024243" "2222001122" "2242444433" "3355566666" "6777777777"
 )  # fmt: skip
-"""The same eight groups for all 120 classes."""
+"""The eight groups of NTU60_SEMANTIC8 for all 120 classes of NTU RGB+D 120."""
 NTU60_GUIDE_DIV8 = tuple(min(fine // 8, 7) for fine in range(60))
 """The map of the coarse cross-entropy in PCANetwork's training guide: eight consecutive classes form a coarse class."""
 NTU60_GUIDE_RANGES = (0,) * 10 + (1,) * 10 + (2,) * 10 + (3,) * 10 + (4,) * 5 + (5,) * 5 + (6,) * 5 + (7,) * 5

@@ -15,7 +15,7 @@ from models.heads import STREAMS, ClassifierHead, Output
 from models.layers import clip_mean, pixels
 from models.losses import full_precision
 
-ALPHA = 0.125  # PrototypeContrast.contrast multiplies its change to the score of a sample's class by this factor
+ALPHA = 0.125  # strength with which PrototypeContrast.contrast changes a sample's score for its own class
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
 

@@ -22,7 +22,7 @@ ONE = 1 << SHIFT
 ERASED_AREA = (0.02, 0.33)  # smallest and largest erased area, as a share of the frame
 ERASED_ASPECT = (0.3, 1 / 0.3)  # smallest and largest height / width of an erased rectangle
 ERASED_COLOR = (124, 116, 104)  # ImageNet's mean colour, which the networks normalise to about 0
-# Purposes of random numbers in `uniforms`, so that no change repeats the numbers of another one or those of the plans.
+# What each change passes to `uniforms` as `purpose`, so that each has its own random numbers. Plans pass 0.
 COLORS, RECTANGLES, DROPS, NOISE = 1, 2, 3, 4
 
 

@@ -213,7 +213,8 @@ class Loader:
         size = self.sizes[1]
         scale = size / (plan.box[:, 2:] - plan.box[:, :2])
         shift = -plan.box[:, :2] * scale
-        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)  # (ax, bx, ay, by)
+        # [N, 4]: scale and shift of x, then of y
+        placement = np.stack([scale, shift], axis=2).reshape(-1, 4).astype(np.float32)
         return render_heatmaps(
             self._to_device(joints),
             (size, size),

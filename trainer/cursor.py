@@ -74,7 +74,8 @@ class Cursor:
     def keep_share(self, epoch_clips: int) -> None:
         """Keep the finished share of the epoch after its number of clips has changed.
 
-        The number was `epoch_clips` before. A finished epoch stays finished, and no other epoch becomes finished.
+        epoch_clips: the number of clips before the change.
+        A finished epoch stays finished, and no other epoch becomes finished.
         """
         done = self.clips >= epoch_clips
         self.clips = self.epoch_clips if done else self.clips * self.epoch_clips // epoch_clips

@@ -67,7 +67,8 @@ def train_here(
     with join(device) as ranks, claim(work_dir, resume, ranks) as claimed:
         snapshot = last_snapshot(work_dir, ranks) if claimed.resume else None
         told = None
-        if lookup is not None and snapshot:  # true if the launcher has restarted the run
+        # If there are both `lookup` and a snapshot, the launcher has restarted the run.
+        if lookup is not None and snapshot:
             stored = from_json(snapshot.state["experiment"], snapshot.path, lambda _: None)
             experiment = executed_with(experiment, execution_of(stored), lookup.fixed)
         elif lookup is not None:

@@ -42,7 +42,10 @@ def measure(target: Target) -> Iterator[Result]:
 
 
 def _three_forms(experiment: Experiment, target: Target) -> dict:
-    """Measure the three forms of one network, after checking that their losses agree."""
+    """Measure a network in three forms, after checking that their losses agree.
+
+    The forms are folded and compiled, folded and uncompiled, and plain 5-D and uncompiled.
+    """
     kind = target.device.type
     few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS[kind]))
     assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)

@@ -21,7 +21,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the same as `_moments`. Other operators call this function."""
+    """Compute the result of the operator `_moments`. The code of other operators calls this function instead."""
     programs, (num_rows, splits, steps), options = split_rows(rows, 1, summed=True)
     partial = rows.new_empty(2, rows.shape[1], 1, splits, dtype=torch.float32)
     wrap_triton(_statistics)[(programs,)](partial, rows, num_rows, splits, steps, **options)

@@ -226,7 +226,7 @@ class SnapshotError(UserError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, completely or not at all. After a crash, an older file of this name is still there.
+    """Write `state` to `path`, completely or not at all. If writing fails, an older file of this name stays unchanged.
 
     `state` contains tensors, numbers, strings and None in dicts, lists and tuples. Raises SnapshotError if the file
     cannot be written.

@@ -213,7 +213,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["clip"]: line for line in read_lines(folder) if "clip" in line}
 
 
-EARLIER = "manifest-2.jsonl"  # lines of an earlier version, if the folder contains a pack of that version
+EARLIER = "manifest-2.jsonl"  # the manifest of a pack that an earlier version of Duet made
 
 
 def earlier_lines(folder: Path) -> list[dict[str, Any]]:

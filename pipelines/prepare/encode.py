@@ -33,7 +33,7 @@ TO_FULL = "y='clip((val-16)*255/219+0.5,0,255)':" + ":".join(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """The task of making one clip. Lengths are in pixels of the annotation."""
+    """The task of making one clip. Lengths are in pixels of the annotated image, except for `box_pixels`."""
 
     name: str  # name of the clip
     video: str  # path of the video

@@ -79,10 +79,10 @@ def uses_of(pack: Path, lines: Iterable[Line], cache: Path) -> list[TableUse]:
 
 
 def _clips_of_table(folder: Path, table: str, clips_for: dict[tuple[str, str], set[str]]) -> set[str]:
-    """The clips that a table used last, and clips that a killed run made for it.
+    """The clips that a table uses: those that its last run recorded, and those that a killed run made for the table.
 
-    A killed run does not record its clips for the table. So if none of the recorded clips has some joints of the table,
-    all clips with these joints are added.
+    A killed run records no clips. Therefore the joints of each row are compared with the recorded clips. If no recorded
+    clip has the joints of a row, all clips with these joints count as used.
     """
     last, settings = set(clips_of(folder).tolist()), folder.name.partition("-")[2]
     used = last.copy()

@@ -67,7 +67,7 @@ class Run:
         self.part = task.out / "parts" / f"{uuid.uuid4().hex}.jsonl"
 
     def make(self, workers: int | None) -> int:
-        """Make the clips, with one worker per core by default. Returns for how many clips there was a video."""
+        """Make the clips, with one worker per core by default. Returns the number of clips that had a video."""
         workers = workers or len(os.sched_getaffinity(0))
         self._use_what_is_there()
         self._say_why()

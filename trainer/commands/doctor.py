@@ -168,7 +168,7 @@ def dali(driver: Driver | None, on_gpu: bool) -> Finding:
 
 
 def ffmpeg(version: str) -> Finding:
-    """Report the version of PyAV's FFmpeg, which opens strangers' videos, and whether it has known security holes."""
+    """Report the version of PyAV's FFmpeg, and whether videos from unknown sources can exploit its faults."""
     numbers = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
     if numbers is not None and tuple(int(number or 0) for number in numbers.groups()) >= SAFE_FFMPEG:
         return Finding("FFmpeg", "ok", f"{version}, decodes video on the CPU")
@@ -221,7 +221,7 @@ def space(what: str, path: Path, needed: float, fix: str) -> Finding:
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
-    """Check annotations, videos and packs of an experiment, and name a published file with which training can start.
+    """Check annotations, videos and packs of an experiment, and name published weights from which training can start.
 
     The demo always passes this check, because it makes its own data.
     """

@@ -21,7 +21,7 @@ WIDEST = 100  # columns of the block on a wider terminal, so that the eye finds 
 
 
 class PlainLines:
-    """Shows a run as lines with the time. Lines about training steps are at least PAUSE seconds apart."""
+    """Shows a run as lines that begin with the time. Lines about training steps are at least PAUSE seconds apart."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -71,9 +71,9 @@ def of_limbs(pose: Experiment) -> Experiment:
 
 
 def fine_tuned(pair: Experiment, num_epochs: int) -> Experiment:
-    """The experiment of a two-stream X3D that starts from trained streams.
+    """The experiment that trains the two-stream X3D `pair` further after its streams have been trained separately.
 
-    It has a tenth of the learning rate, and fewer epochs.
+    Its learning rate is a tenth of the learning rate of `pair`, without warm-up.
     """
     optim = replace(pair.optim, lr=pair.optim.lr / 10, num_epochs=num_epochs, warmup_epochs=0)
     return replace(pair, name=f"{pair.name}_finetuned", optim=optim)

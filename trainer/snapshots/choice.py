@@ -208,7 +208,10 @@ def experiment_to_resume(options: Choice, work_dir: Path) -> Experiment | None:
 
 
 def of_leader(experiment: Experiment, ranks: Ranks) -> Experiment:
-    """The experiment of rank 0, because other ranks may have read other settings while a run was writing a snapshot."""
+    """The experiment of rank 0, for all ranks.
+
+    If a run wrote a snapshot while the ranks read its settings, the ranks may have read different settings.
+    """
     settings = ranks.from_leader(json.dumps(to_settings(experiment)))
     return experiment if ranks.leads else from_json(str(settings), "the command of rank 0", print)
 

@@ -42,7 +42,7 @@ class ConvBnCall(BlockCall):
         return replace(self, clips=1, frames=1, height=5, width=7, norms=min(self.norms, 1))
 
     def plain(self) -> None:
-        """Run the same layers in plain torch: both norms, the convolution and the shortcut."""
+        """Run the call's layers in plain torch: the previous norm, the convolution, the next norm and the shortcut."""
         leaves = x, weight, *affine = self._leaves("meta")
         size = self.clips * self.frames, self.outputs, self.height, self.width
         shortcut = torch.empty(size, dtype=torch.bfloat16, device="meta", requires_grad=True)

@@ -45,7 +45,7 @@ def read_recording(files: Sequence[Path], video: str) -> Recording:
 
 
 def read_file(file: Path, number: int | None) -> Recording:
-    """The poses in a file about frame `number`, or about a whole video if `number` is None. Raises UserError."""
+    """The poses in a file for frame number `number`, or for a whole video if `number` is None. Raises UserError."""
     try:
         recording = _read(file, number)
     except (UserError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

@@ -24,7 +24,7 @@ from trainer.report.skeleton_drawing import HEATMAP, coloured_limbs
 NUM_CLIPS = 24  # number of clips in the gallery of a run
 MOMENTS = 6  # number of frames of each clip
 SIDE = 176  # side of a picture in pixels
-OVERLAY = 56  # pixels of the side of a heatmap and of a map, which the browser enlarges smoothly
+OVERLAY = 56  # side in pixels of the pictures of heatmaps and of maps, which the browser enlarges smoothly
 QUALITY = 80  # quality of the JPEG files
 BATCH = 4  # number of clips that are read at once
 

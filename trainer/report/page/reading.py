@@ -89,7 +89,10 @@ def newest_scores(folder: Path) -> Path | None:
 def read_gallery(
     evaluation: Evaluation, folder: Path, device: str, with_frames: bool, missing: list[str]
 ) -> list[dict[str, Any]]:
-    """The gallery, from the annotations, the packs and the weights of the run in `folder`. Raises various errors."""
+    """The gallery, from the annotations, the packs and the weights of the run in `folder`.
+
+    A damaged file may raise any error.
+    """
     experiment, ranks = evaluation.experiment, Ranks(0, 0, 1, torch.device(device))
     table = open_table(annotation_files(experiment)[-1], Path(experiment.data.cache))
     rows = rows_of(table, [evaluation.names[clip.number] for clip in most_wrong(evaluation.scores, NUM_CLIPS)])
