@@ -14,11 +14,14 @@ import torch
 from rich.console import Console
 
 from kernels.program import UserError
+from models.classes import coarse_names
 from pipelines.annotations.checks import absent_findings, label_findings, split_findings
 from pipelines.annotations.joint_checks import joint_findings
 from pipelines.annotations.schema import AnnotationError
 from pipelines.annotations.splits import find_split
 from pipelines.annotations.table import ClipTable, open_table
+from pipelines.config import DataConfig
+from pipelines.demo.classes import COARSE_MAP, COARSE_NAMES
 from pipelines.demo.make import ANNOTATIONS, VIDEOS, make_demo
 from pipelines.frame_source import FrameSource, NoFrames
 from pipelines.loader import Loader
@@ -294,6 +297,12 @@ def setting_classes(experiment: Experiment, count: int) -> str:
         f"set {' and '.join(settings)}, with a --coarse-map for {count} classes or without coarse classes: "
         f"{' and '.join(no_map)}"
     )
+
+
+def coarse_names_of(data: DataConfig) -> tuple[str, ...]:
+    """The names of an experiment's coarse classes, or an empty tuple if they have no names."""
+    is_demo = data.demo is not None and data.coarse_map == COARSE_MAP
+    return COARSE_NAMES if is_demo else coarse_names(data.coarse_map)
 
 
 def with_class_names(experiment: Experiment, table: ClipTable, say: Callable[[str], None]) -> Experiment:

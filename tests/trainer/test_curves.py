@@ -56,7 +56,7 @@ def test_a_report_is_whole_png_files_and_the_same_each_time(tmp_path: Path) -> N
 def test_curves_show_every_loss_term_over_epochs(tmp_path: Path) -> None:
     a_run(tmp_path)
     losses = lines_of(report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG), 0)
-    assert list(losses) == ["loss", "loss_rgb", "loss_pose_coarse"]
+    assert list(losses) == ["loss", "loss rgb", "loss pose coarse"]
     np.testing.assert_allclose(losses["loss"][:, 0], [0.5, 1, 1.5, 2, 2.5, 3])
     np.testing.assert_allclose(losses["loss"][:, 1], [3, 3, 1.5, 1.5, 1, 1])
 
@@ -65,8 +65,8 @@ def test_curves_show_validations_at_the_end_of_their_epoch_and_name_the_best(tmp
     a_run(tmp_path)
     figure = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG)
     scores = lines_of(figure, 1)
-    assert list(scores) == ["rgb, training", "RGBPose_1:1", "rgb", "RGBPose_coarse_1:1"]
-    np.testing.assert_allclose(scores["RGBPose_1:1"], [[1, 0.25], [2, 0.75], [3, 0.5]])
+    assert list(scores) == ["rgb, training", "fused", "rgb", "fused coarse"]
+    np.testing.assert_allclose(scores["fused"], [[1, 0.25], [2, 0.75], [3, 0.5]])
     assert figure.axes[1].get_title("right") == "best 75.00% after epoch 2"
 
 
@@ -142,7 +142,7 @@ def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
     a_run(tmp_path)
     legend = report.draw_curves(read_metrics(tmp_path / METRICS), tmp_path / LOG).axes[1].get_legend()
     handles = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
-    coarse, fine = handles["RGBPose_coarse_1:1"], handles["RGBPose_1:1"]
+    coarse, fine = handles["fused coarse"], handles["fused"]
     assert (coarse.get_linestyle(), fine.get_linestyle()) == ("--", "-")
     # dashes are 3.7 line widths long, and gaps 1.6 line widths
     dashes = np.ptp(coarse.get_xdata()) / coarse.get_linewidth()

@@ -104,6 +104,8 @@ def test_a_chart_tells_the_values_under_the_pointer_and_zooms(page, trained):
     page.mouse("mouseReleased", right, y, button="left", clickCount=1)
     assert "epoch 0.0" in before
     assert "epoch 0.0" not in texts(page, ".plot > svg > text")
+    for low, high in ((0.9, 1.1), (1.35, 3.9), (1.2, 8), (0.002, 9), (1e-6, 9)):  # axes can be read
+        assert 3 <= len(page.run(f"logScale({low}, {high}, 214, 8).ticks")) <= 12
 
 
 def test_confusions_are_filtered_and_a_clip_is_opened(page, trained):
@@ -125,6 +127,9 @@ def test_confusions_are_filtered_and_a_clip_is_opened(page, trained):
     page.run("document.querySelector('[data-confusion] select').value = '1'")
     page.run("document.querySelector('[data-confusion] select').dispatchEvent(new Event('change'))")
     assert "of 4 classes" in texts(page, "[data-confusion] .readout")[0]
+    shown = {name.partition(":")[0] for name in texts(page, ".matrix .name title")}
+    assert shown <= {"signal", "exercise", "carry", "meet"}
+    assert len(shown) > 1
 
     wrong = int((guess != scores["label"]).sum())
     assert page.run("document.querySelectorAll('.card').length") == min(wrong, 24)

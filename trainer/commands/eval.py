@@ -19,13 +19,12 @@ from torch import nn
 from kernels.names import printable
 from kernels.program import UserError
 from kernels.whole_files import whole_file, write_whole
-from models.classes import coarse_names
 from models.networks import build_model
 from models.weights.loading import load_weights
 from pipelines.progress import Progress
 from trainer.commands.tables import new_table, print_table
 from trainer.config import Experiment
-from trainer.data import build_loaders, validating_on, with_class_names
+from trainer.data import build_loaders, coarse_names_of, validating_on, with_class_names
 from trainer.metrics import Scores, confusion_matrix, main_scores, mean_of, worse_than_a_stream
 from trainer.report.confusion import draw_confusion
 from trainer.report.curves import write_png
@@ -155,7 +154,7 @@ def write(
         write_metrics(folder / "metrics.json", metrics)
         write_scores(folder / SCORES, scores, names, experiment, checkpoint, views, averaged=averaged)
         write_class_table(folder / "classes.csv", scores, data.class_names, data.coarse_map)
-        picture = draw_confusion(counts.numpy(), data.class_names, data.coarse_map, coarse_names(data.coarse_map))
+        picture = draw_confusion(counts.numpy(), data.class_names, data.coarse_map, coarse_names_of(data))
         write_png(picture, folder / "confusion.png")
     except OSError as error:
         raise UserError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.whole_files import whole_file
 from trainer.journal.lines import LOG, METRICS, epochs_of, read_metrics
 from trainer.report.confusion import draw_confusion
+from trainer.report.page.charts import label_of
 from trainer.report.past_run import PastRun, names
 from trainer.report.text import plain_text
 
@@ -77,7 +78,7 @@ def _draw_losses(axes: Axes, train: Records) -> None:
     names = [name for name in (train[0] if train else ()) if name.startswith("loss")]
     for name in names:
         width = 2.2 if name == "loss" else 1.4
-        _line(axes, train, name, label=name, linewidth=width, **_look(name))
+        _line(axes, train, name, label=name.replace("_", " "), linewidth=width, **_look(name))
     _finish(axes, "training loss: weighted terms, and their sum")
     axes.set_ylim(bottom=0)
 
@@ -88,7 +89,7 @@ def _draw_accuracies(axes: Axes, train: Records, val: Records) -> None:
         _line(axes, train, f"{stream}_top1", label=label, color=_look(stream)["color"], alpha=0.35)
     names = [name for name in (val[0] if val else ()) if name.startswith("acc/") and name.endswith("_top1")]
     for name in (name for name in names if "2:1" not in name and "1:2" not in name):
-        label = name.removeprefix("acc/").removesuffix("_top1")
+        label = label_of(name).removesuffix(" top-1")
         _line(axes, val, name, label=label, marker="o", markersize=3.5, linewidth=1.8, **_look(name))
     _finish(axes, "top-1: validation (dots) and training")
     axes.set_ylim(0, 1.02)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.classes import coarse_names
+from trainer.data import coarse_names_of
 from trainer.metrics import Scores, confusion_matrix, main_scores, summarize
 from trainer.report.curves import write_report
 from trainer.report.page.make import PAGE
@@ -20,7 +20,7 @@ def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
     """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)
-    paths = write_report(work_dir, counts, data.class_names, data.coarse_map, coarse_names(data.coarse_map))
+    paths = write_report(work_dir, counts, data.class_names, data.coarse_map, coarse_names_of(data))
     if scores is not None:
         metrics = summarize(scores)
         fine = [name for name in metrics if name.endswith("_top1") and "coarse" not in name]

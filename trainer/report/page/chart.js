@@ -104,7 +104,7 @@ function linearScale(low, high, from, to, count) {
 function logScale(low, high, from, to) {
   const [start, end] = low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
   const [a, b] = [Math.log10(start), Math.log10(end)];
-  const factors = b - a > 4 ? [1] : b - a > 2 ? [1, 3] : b - a > 0.5 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
+  const factors = b - a > 4 ? [1] : b - a > 2 ? [1, 3] : b - a > 1 ? [1, 2, 5] : b - a > 0.4 ? [1, 1.5, 2, 3, 4, 5, 7] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
   const ticks = [];
   for (let power = Math.floor(a); power <= b; power++) {
     for (const factor of factors) {

@@ -16,9 +16,9 @@ function drawClasses(box, level) {
     state.key = key;
     redraw();
   };
-  const header = (text, key, startsDown) =>
-    element("th", {}, element("button", { type: "button", onclick: () => sortBy(key, startsDown) }, text));
-  const names = [header("class", "name", false), header("clips", "clips", true), element("th", { class: "wide" })];
+  const header = (text, key, startsDown, look = "number") =>
+    element("th", { class: look }, element("button", { type: "button", onclick: () => sortBy(key, startsDown) }, text));
+  const names = [header("class", "name", false, ""), header("clips", "clips", true), element("th", { class: "wide" })];
   const head = element("tr", {}, header("#", "number", false), ...names, ...streams.map((s) => header(s, s, false)));
   const filter = filterField("filter classes", (text) => {
     state.text = text;

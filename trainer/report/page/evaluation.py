@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels.names import printable
 from kernels.program import UserError
-from models.classes import coarse_names
 from trainer.config import Experiment
+from trainer.data import coarse_names_of
 from trainer.metrics import STREAMS, Scores, confusion_matrix
 from trainer.scores.files import COARSE, mean_of_streams, read_scores
 
@@ -84,7 +84,7 @@ def levels_of(evaluation: Evaluation) -> list[dict[str, Any]]:
     class, predicted class, number of clips), without pairs that have no clips.
     """
     scores, data = evaluation.scores, evaluation.experiment.data
-    groups = coarse_names(data.coarse_map) or [f"group {group}" for group in range(len(set(data.coarse_map)))]
+    groups = coarse_names_of(data) or [f"group {group}" for group in range(len(set(data.coarse_map)))]
     fine = [
         {"name": name, "group": groups[data.coarse_map[number]] if data.coarse_map else ""}
         for number, name in enumerate(class_names_of(evaluation.experiment))

@@ -86,7 +86,8 @@ def moments_of(
     """Up to MOMENTS frames of a clip, evenly spread, each as a dict with its number, its limbs and its overlays.
 
     The overlays are the maps of the streams in `maps`. With `with_frames`, the picture of the frame and the overlay of
-    the heatmap are added. The heatmap and the map of the pose stream are those of the nearest pose frame.
+    the heatmap are added. The heatmap and the map of the pose stream are those of the nearest pose frame. The values of
+    the maps are squared, so that the frame stays visible where they are low.
     """
     count = min(MOMENTS, len(view.rgb_frames))
     moments = []
@@ -99,7 +100,7 @@ def moments_of(
         if with_frames and view.heatmap is not None:
             moment["heatmap"] = overlay(view.heatmap[nearest].max(axis=0), HEATMAP)
         moment |= {
-            f"{stream}_map": overlay(values[at if stream == "rgb" else nearest], COLOURS[stream])
+            f"{stream}_map": overlay(np.square(values[at if stream == "rgb" else nearest]), COLOURS[stream])
             for stream, values in maps.items()
         }
         moments.append(moment)
