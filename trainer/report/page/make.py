@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,19 @@ def compared_charts(sections: Sequence[RunSection]) -> list[dict[str, Any]]:
     for number, section in enumerate(sections):
         for chart in section.charts:
             for series in (series for series in chart["series"] if series["name"] in COMPARED):
-                title = chart["title"] if len(chart["series"]) == 1 else f"{chart['title']}: {series['label']}"
+                title = title_of(chart, series)
                 compared = {"title": title, "axis": chart["axis"], "part": "curves", "series": [], "note": ""}
                 lines = charts.setdefault(series["name"], compared)["series"]
                 lines.append(line(series["kind"], series["name"], section.name, f"c{number % NUM_COLOURS}", run=number))
     return [chart for chart in charts.values() if len(chart["series"]) > 1]
+
+
+def title_of(chart: Mapping[str, Any], series: Mapping[str, Any]) -> str:
+    """The title of a chart of this series of several runs, such as `Top-1: fused`, `F1 mean` or `Training loss`."""
+    title, label = chart["title"], series["label"]
+    if len(chart["series"]) == 1 or title.endswith(label):
+        return title
+    return label if label.startswith(title) else f"{title}: {label}"
 
 
 def compared_levels(shown: Sequence[Shown], sections: Sequence[RunSection]) -> list[dict[str, Any]]:
