@@ -86,6 +86,9 @@ def test_the_numbers_are_those_of_the_files(page, trained):
         assert shown[:3] == [row["class"], row["name"], row["clips"]]
         assert shown[4:] == [f"{100 * float(row[name]):.1f}%" for name in ("recall", "recall_rgb", "recall_pose")]
     assert any("data.demo.num_train" in row and "40" in row for row in cells(page, ".settings tr"))
+    assert f"torch {torch.__version__}" in texts(page, ".start")[0]
+    waits = [record["data_share"] for record in records(trained, "train")]
+    assert f"The host waited for data during {np.median(waits):.0%} of the time" in " ".join(texts(page, "#run-0 p"))
 
 
 def test_a_chart_tells_the_values_under_the_pointer_and_zooms(page, trained):
@@ -119,6 +122,8 @@ def test_confusions_are_filtered_and_a_clip_is_opened(page, trained):
         "[`${label},${guess}`, +count]))"
     )
     assert page.run(cells_now) == counts
+    worst = max(count for pair, count in counts.items() if len(set(pair.split(","))) == 2)
+    assert texts(page, ".pairs li b")[0] == str(worst)
     page.type("[data-confusion] input", "lift a red ball")
     kept = page.run(cells_now)
     number = DEMO.data.class_names.index("lift a red ball")
