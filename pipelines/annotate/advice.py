@@ -13,7 +13,7 @@ MANY = 500  # from this number of training clips on, the large networks of `cust
 EPOCHS = 150  # epochs of custom_small; a test compares this number with the experiment
 # Training needs at least FEWEST_EPOCHS epochs, and ENOUGH clips in all epochs together.
 FEWEST_EPOCHS, ENOUGH = 60, 20_000
-RATE = 25  # training clips per second of custom_small on one core, from the CPU time of a run on a busy machine
+RATE = 20  # training clips per second of custom_small on one core, from the CPU time of a run on a busy machine
 
 
 def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints: int, layout: str = "") -> str:
