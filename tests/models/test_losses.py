@@ -221,4 +221,6 @@ def test_adjusted_logits_are_those_of_the_published_code(strength, expected):
     assert torch.autograd.gradcheck(lambda x: losses("rgb", x, label, 1.0)["loss_rgb"], logits)
     plain = F.cross_entropy(logits, label)
     assert losses("rgb_coarse", logits, label, 1.0)["loss_rgb_coarse"] == plain
+    adjust_logits(losses, torch.tensor([100, 0, 30, 5]), strength)  # a class without clips counts as having one
+    assert losses("rgb", logits, label, 1.0)["loss_rgb"] == loss
     assert losses.eval()("rgb", logits, label, 1.0)["loss_rgb"] == plain

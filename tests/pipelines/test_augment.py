@@ -10,7 +10,11 @@ from nvidia.dali import fn, pipeline_def
 from torch._inductor import metrics
 
 from pipelines.augment import (
+    COLORS,
+    DROPS,
     ERASED_COLOR,
+    NOISE,
+    RECTANGLES,
     augment_joints,
     change_frames,
     color_weights,
@@ -162,6 +166,8 @@ def test_the_change_of_a_person_does_not_depend_on_the_people_in_other_clips():
 
 
 def test_purposes_epochs_and_seeds_have_numbers_of_their_own():
+    """Purpose 0 is that of the plans."""
+    assert sorted((COLORS, RECTANGLES, DROPS, NOISE)) == [1, 2, 3, 4]
     draws = [uniforms(*where, ROWS, 3, purpose) for where in ((0, 0), (0, 1), (1, 0)) for purpose in range(5)]
     together = np.corrcoef(np.stack([draw.ravel() for draw in draws]))
     assert np.abs(together - np.eye(len(draws))).max() < 0.06
