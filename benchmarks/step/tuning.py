@@ -24,7 +24,7 @@ def measure(target: Target, experiment: Experiment, fixed: frozenset[str]) -> It
     arguments = {"device": target.device.type, "minutes": MINUTES, "fixed": fixed}
     if target.toy:
         os.environ["XDG_CACHE_HOME"] = str(target.scratch / "cache")
-        experiment, arguments = tiny(experiment), arguments | {"minutes": 0.1, "changes": [lambda _: "threads=1"]}
+        experiment, arguments = tiny(experiment), arguments | {"minutes": 0.01, "changes": [lambda _: "threads=1"]}
     timer = threading.Timer(LAST_MOMENT, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:

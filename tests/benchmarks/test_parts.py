@@ -10,6 +10,7 @@ from benchmarks import suite
 from benchmarks.harness import Target
 from benchmarks.step import headspace
 from tests.programs import run_forked
+from trainer.runtime.tuning import search
 
 CPU = torch.device("cpu")
 PARTS = {part.name: part for part in (*suite.GPU_PARTS, *suite.SNAPSHOT_PARTS)}
@@ -42,7 +43,8 @@ def test_first_look_and_headspace(name, results):
     assert measured["loader_alone_clips_per_s"]["median"] > measured["loader_clips_per_s"]["median"] > 0
 
 
-def test_tune(results):
+def test_tune(results, monkeypatch):
+    monkeypatch.setattr(search, "TURN", 0.05)
     measured = results("tune_ntu60_x3d")
     assert measured["tune"]["finished"]
     assert measured["tune"]["default_clips_per_s"] > 0
