@@ -41,6 +41,8 @@ POSE_DATA = "trainer view --exp ntu60_pose --device cpu --set clip.heatmap_size=
 POSE_DATA += " --set data.cache={dir}/cache --out {dir}/clip.png --set data.annotations={files}"
 DRY = "trainer prepare {tiny} --dry-run --set data.demo=none"
 EXPORT = "trainer export --format safetensors --out {dir}/net.safetensors"
+# A network of full size on small images, because the command compares the file with the network.
+SIZES = "--set clip.rgb_size=32 --set clip.rgb_size_val=32 --set clip.heatmap_size=8 --set clip.heatmap_size_val=8"
 VIEW = "trainer view {tiny} --device cpu --out {dir}/clip.png --set data.demo=none"
 PREPARE = "prepare {annotations} --videos {videos} --packs {packs} --cache {cache} --max-bad 0.05 --box-pixels 56"
 PREPARE += " --dry-run"
@@ -267,7 +269,10 @@ RUNS = [
         f"{EXPORT} {{run}} --config {{files}}/demo.json",
         (r"(leave out --config), and change settings with (--set)$", f"{EXPORT} {{run}} {{1}} log_every=3"),
     ),
-    (f"{EXPORT} {{files}}/x3d.pth --exp ntu60_pose", (r": use (--exp \w+)", f"{EXPORT} {{files}}/x3d.pth {{0}}")),
+    (
+        f"{EXPORT} {{files}}/x3d.pth {SIZES} --exp ntu60_pose",
+        (r": use (--exp \w+)", f"{EXPORT} {{files}}/x3d.pth {SIZES} {{0}}"),
+    ),
     (f"{EXPORT} {{run}} --out {{dir}}/net.onnx", (r"must end in (\.\w+)$", "{before} --out {dir}/net{0}")),
     (f"{EXPORT} {{run}} --out {{dir}}/no/net.safetensors", (r"with (--out)$", "{before} {0} {dir}/net.safetensors")),
     ("trainer test {run}", (r"`python -m (trainer eval)` scores", "{0} {run} --out {dir}/eval")),
