@@ -3,10 +3,10 @@
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
 tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
-of a real process. `run_here` is the fastest: it runs a program in the process of the tests. It is for programs that
-only print something. Only `run` and `start` can test how a program starts, so at least one test of each program uses a
-new interpreter. All forks have the same seed for Python's string hashes. If a test compares two runs, one of them
-should therefore use a new interpreter.
+of a real process, but a run of the trainer draws no pictures (tests/pictures.py). `run_here` is the fastest: it runs a
+program in the process of the tests. It is for programs that only print something. Only `run` and `start` can test how a
+program starts, so at least one test of each program uses a new interpreter. All forks have the same seed for Python's
+string hashes. If a test compares two runs, one of them should therefore use a new interpreter.
 """
 
 import atexit

@@ -2,7 +2,7 @@
 
 The arguments are the file descriptor of a socket and the modules to import. Each message on the socket names the
 program, and carries the file descriptors for stdout, stderr and the exit code. The answer is the ID of the new process.
-When the socket closes, this process and all its forks end.
+When the socket closes, this process and all its forks end. Runs that are forks draw no pictures (tests/pictures.py).
 """
 
 import gc
@@ -18,8 +18,10 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 from kernels.program import die_with_parent
+from tests.pictures import leave_out_pictures
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
@@ -103,5 +105,6 @@ def become(words: list[str]) -> None:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    leave_out_pictures(pytest.MonkeyPatch())
     gc.freeze()  # without this, each fork would go through all objects of the imported modules when it ends
     become(serve(socket.socket(fileno=int(sys.argv[1])))["words"])

@@ -1,4 +1,8 @@
-"""Makes and packs a demo data set of 40 + 24 clips once for all test processes. Provides arguments that train on it."""
+"""Makes and packs a demo data set of 40 + 24 clips once for all test processes. Provides arguments that train on it.
+
+Runs in the process of the tests draw no pictures (tests/pictures.py), unless a module of tests overrides the fixture
+`no_pictures`.
+"""
 
 import fcntl
 import os
@@ -12,6 +16,8 @@ import tyro
 
 from models.networks import build_model
 from models.weights.loading import load_weights
+from pipelines.demo.make import make_demo
+from tests.pictures import leave_out_pictures
 from tests.trainer.predicting import VIDEO, save_weights
 from trainer.cli import dispatch
 from trainer.commands.train import Options
@@ -48,6 +54,13 @@ def arguments_in(root: Path) -> list[str]:
     return ["--exp", "demo", *(part for setting in settings for part in ("--set", setting))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patches:
+        leave_out_pictures(patches)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, worker_id) -> list[str]:
     """Return the arguments from `arguments_in` for a folder with all data. All test processes share this folder."""
@@ -56,6 +69,8 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
     root.mkdir(exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # In this process, because each process that `prepare` would start for the videos takes seconds for its imports.
+        make_demo(root / "demo", experiment_of(tyro.cli(Options, args=arguments_in(root))).data.demo)
         assert dispatch(["prepare", *arguments_in(root)]) == 0
     return arguments_in(root)
 

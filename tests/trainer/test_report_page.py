@@ -22,6 +22,11 @@ from trainer.report.past_run import read_run
 DEMO = EXPERIMENTS["demo"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> None:
+    """Overrides the fixture of conftest.py, because these tests look at the page that a run makes."""
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """Return the folder of a run that was trained and evaluated, which makes its report.html."""

@@ -40,6 +40,11 @@ def words(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> None:
+    """Overrides the fixture of conftest.py, because these tests look at clips.png."""
+
+
 @pytest.fixture
 def data(tiny) -> Path:
     """Return the folder of the tiny demo's data."""
