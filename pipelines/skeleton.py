@@ -94,7 +94,7 @@ def read_skeleton(text: str) -> Skeleton:
         content = read_json(path)
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror}): name a readable .json file") from None
-    except UserError:  # it is a folder or a pipe
+    except UserError:  # raised by read_json if the path is a folder or a pipe
         raise
     except ValueError:
         raise UserError(f"the file is not JSON: {FORM}") from None

@@ -52,7 +52,7 @@ NOT_HERE = {
         "see what python -m trainer doctor says",
     ),
 }
-# Sentences whose advice is followed by a test that has no rows, with that test. Some words identify each sentence.
+# For some words of a sentence, the test that follows the advice in this sentence but has no table of commands.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"

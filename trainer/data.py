@@ -287,7 +287,7 @@ def validating_on(experiment: Experiment, split: str) -> Experiment:
 
 
 def setting_classes(experiment: Experiment, count: int) -> str:
-    """Advice that gives an experiment another number of classes: all settings that have to change together."""
+    """Advice on how to set the number of classes to `count`: all settings that have to change together."""
     data = experiment.data
     settings = [f"data.num_classes={count}", *(["data.class_names=()"] if data.class_names else [])]
     if not data.coarse_map:

@@ -46,7 +46,8 @@ MA52_DATA = DataConfig(
     coarse_map=MA52,
     class_names=MA52_NAMES,
 )
-# RGBPoseConv3D's sampling of frames, with NTU's joints (docs/sources.md, "Training samples").
+# RGBPoseConv3D's sampling of frames, with the COCO joints of NTU's published skeletons (docs/sources.md, "Training
+# samples").
 RGBPOSE_CLIP = ClipConfig(skeleton=COCO_17, rgb_frames=8, pose_frames=32, sigma=0.7)
 
 # The guide's experiment 1, with the values that its text gives. The guide's script prints these values too, but trains

@@ -204,7 +204,7 @@ def _own(
             found = [files for place, files in places.items() if "/" not in key and place.endswith(f"/{key}")]
         if len(found) > 1 or (found and not each_frame and len(found[0]) > 1):
             first, second = (found[0] + (found[1] if len(found) > 1 else []))[:2]
-            raise UserError(f"{first} and {second} are both files of {name} by their names; keep one of them")
+            raise UserError(f"{first} and {second} both have the name of the video {name}; keep one of them")
         if found:
             return found[0]
     return []

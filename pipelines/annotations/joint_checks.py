@@ -181,7 +181,7 @@ def _scores(table: ClipTable) -> Iterator[Finding]:
             over,
             lambda rows: (
                 f"scores are a little above 1 (up to {high[rows].max():.4g}), as some estimators write them; "
-                "these joints are drawn as strong as their score"
+                "the peaks of these joints in heatmaps are as high as their scores"
             ),
             False,
         ),

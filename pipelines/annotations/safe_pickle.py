@@ -151,9 +151,9 @@ WRITTEN_IN_PYTHON: Any = pickle._Unpickler  # `Any`, because type checkers do no
 
 
 class _Unpickler(WRITTEN_IN_PYTHON):
-    """The unpickler of the standard library that is written in Python.
+    """The standard library's unpickler in Python.
 
-    The faster one, which is written in C, computes the hash of a key before any code of ours can see the key.
+    Its faster unpickler in C computes the hash of a key before any code of ours can see the key.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -98,7 +98,7 @@ def look_elsewhere(
 ) -> None:
     """Look in other packs for the clips of `rows` that the pack in `out` lacks, and note in `todo` what was found.
 
-    Raises UserError if clips are missing, and a pack that may contain them no longer exists.
+    Raises UserError if clips are missing and a pack that may contain them no longer exists.
     """
     if todo.stale:
         _check_that_none_is_gone(out, len(todo.stale))

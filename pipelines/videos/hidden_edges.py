@@ -73,7 +73,10 @@ def _in_mkv(video: Path) -> bool:
 
 
 def _elements(data: bytes, parents: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
-    """The numbers and contents of all elements inside the elements `parents`, which are nested, outermost first."""
+    """The numbers and contents of all elements at one place.
+
+    parents: the numbers of the nested elements that lead to this place, outermost first.
+    """
     position = 0
     while position < len(data):
         number, position = _number(data, position, keep_length=True)

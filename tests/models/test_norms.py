@@ -41,8 +41,8 @@ def test_compiled_relu_keeps_nothing_of_its_result():
     assert type(graph(bn.eval(), x).grad_fn).__name__ == "ReluBackward0"
 
 
-def test_of_four_dimensions_are_images_alone():
-    """Only images have four dimensions, because Inductor makes all such tensors channels_last before a convolution."""
+def test_shifting_makes_no_four_dimensional_tensors_except_images():
+    """Inductor would make every tensor of four dimensions channels_last before a convolution."""
     images = torch.randn(6, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     graph = make_fx(lambda x: shift_frames(x, 3, 2))(images)
     values = [node.meta.get("val") for node in graph.graph.nodes]

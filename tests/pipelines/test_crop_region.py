@@ -77,7 +77,8 @@ def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> in
     for plan in [*tested, *whole, *crops]:
         outside = (plan.box[:, :2] < region[:, :2]) | (plan.box[:, 2:] > region[:, 2:])
         assert not outside.any(), [clips[row]["frame_dir"] for row in np.flatnonzero(outside.any(axis=1))]
-    for plan in [*tested, *whole] if count >= USUAL else []:  # corners are truncated to whole pixels
+    # truncating the corners of a box to whole pixels may make it up to 2 pixels smaller
+    for plan in [*tested, *whole] if count >= USUAL else []:
         assert ((plan.box[:, 2:] - plan.box[:, :2]).min(axis=1) >= side - 2).all()
     return len(rows) * (len(tested) + len(whole) + len(crops))
 

@@ -311,7 +311,7 @@ def test_two_videos_never_share_a_file(tmp_path):
     put(tmp_path / "y" / "a.json", [])
     assert find_files(tmp_path, ["y/a"]) == {"y/a": [tmp_path / "y/a.json"]}
     put(tmp_path / "a.txt", "")
-    with pytest.raises(UserError, match=r"a\.json and .*a\.txt are both files of a by their names; keep one"):
+    with pytest.raises(UserError, match=r"a\.json and .*a\.txt both have the name of the video a; keep one"):
         find_files(tmp_path, ["a"])
 
 

@@ -59,7 +59,7 @@ def consumers(roots: list[Node]) -> Counter[Node]:
 
 
 def accumulate(sums: dict[Node, Slots], node: Node, slot: int, gradient: Tensor | None) -> None:
-    """Add a gradient to the sum for one output of the node, in the output's shape and type."""
+    """Convert a gradient to the shape and type of one output of the node, and add it to the sum for this output."""
     if gradient is None:
         return
     meta = node._input_metadata[slot]

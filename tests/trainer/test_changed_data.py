@@ -151,7 +151,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]
     assert "may come twice" in log
     assert records[2]["lr"] == pytest.approx(records[1]["lr"], rel=0.2)
-    # the newest snapshot is of the changed clips, so this resume is not refused
+    # the newest snapshot was made after the clips changed, so this resume is not refused
     assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0
 
 

@@ -55,7 +55,7 @@ def test_a_second_hangup_does_not_end_the_run_before_its_snapshot(monkeypatch):
             os.kill(os.getpid(), signal.SIGHUP)
         assert interrupt.received == signal.SIGHUP
         assert interrupt.exit_code == 129
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup also does this
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup starts a program in this state
     try:
         assert signal.SIGHUP not in handled()
         with Interrupt() as interrupt:

@@ -128,7 +128,7 @@ def test_a_fusion_that_was_fitted_on_its_own_clips_says_so_wherever_it_is_used(t
 )
 def test_views_that_cannot_be_are_refused(tmp_path, capsys, views):
     assert fuse(store(tmp_path / "a" / "scores.npz", views=views), "b.npz", out=tmp_path) == 2
-    assert "does not contain names and scores of clips that belong together" in capsys.readouterr().err
+    assert "does not contain matching names and scores of clips" in capsys.readouterr().err
 
 
 def margins(*pairs):
@@ -303,12 +303,12 @@ def test_a_fusion_for_ma52_is_submitted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"name": NAMES.astype("S")}, "does not contain names and scores of clips that belong together"),
-        ({"rgb": np.zeros((40, 5), np.int64)}, "does not contain names and scores of clips that belong together"),
-        ({"label": np.full(40, 5)}, "does not contain names and scores of clips that belong together"),
-        ({"label": np.full(40, -1)}, "does not contain names and scores of clips that belong together"),
-        ({"rgb": None}, "does not contain names and scores of clips that belong together"),
-        ({"rgb": np.zeros((40, 5000), np.float32)}, "does not contain names and scores of clips that belong together"),
+        ({"name": NAMES.astype("S")}, "does not contain matching names and scores of clips"),
+        ({"rgb": np.zeros((40, 5), np.int64)}, "does not contain matching names and scores of clips"),
+        ({"label": np.full(40, 5)}, "does not contain matching names and scores of clips"),
+        ({"label": np.full(40, -1)}, "does not contain matching names and scores of clips"),
+        ({"rgb": None}, "does not contain matching names and scores of clips"),
+        ({"rgb": np.zeros((40, 5000), np.float32)}, "does not contain matching names and scores of clips"),
         ({"rgb": np.full((40, 5), 1e300)}, "has rgb scores that are not finite: evaluate an earlier snapshot"),
         ({"name": np.array([*NAMES[:39], "clip00"])}, "has 2 scores of the clip clip00: evaluate each clip once"),
         ({"rgb": np.full((40, 5), 3.0)}, "the clip clip00 have the sum 15: apply softmax"),

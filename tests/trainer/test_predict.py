@@ -63,7 +63,7 @@ def test_one_window_says_what_eval_says(tiny, trained, scores, paths, annotation
             values = [guess["probability"] for guess in guesses]
             np.testing.assert_allclose(values, np.sort(probability)[:-6:-1], atol=1e-5)
     spread = [np.ptp(scores[stream][list(rows.values())], axis=0).max() for stream in ("rgb", "pose")]
-    assert min(spread) > 1e-2  # the scores of different clips differ, so an exchange would be noticed
+    assert min(spread) > 1e-2  # the scores of different clips differ, so exchanged clips would be noticed
 
 
 def test_files_of_a_video_in_windows(tiny, trained, paths, annotation, tmp_path, capsys):

@@ -52,12 +52,12 @@ def test_a_submission_read_back(tmp_path, capsys):
     [
         ({"actions": 60, "bodies": 8}, "has 60 classes and 8 coarse classes, but MA-52 has 52 and 7"),
         ({"pose_coarse": None, "rgb_coarse": None}, "does not contain fine and coarse scores"),
-        ({"rgb": np.zeros(4, np.float32)}, "does not contain names and scores of clips that belong together"),
-        ({"pose": np.zeros((4, 51), np.float32)}, "does not contain names and scores of clips that belong together"),
-        ({"rgb_coarse": np.full((4, 7), "x")}, "does not contain names and scores of clips that belong together"),
-        ({"name": np.array(["one"])}, "does not contain names and scores of clips that belong together"),
+        ({"rgb": np.zeros(4, np.float32)}, "does not contain matching names and scores of clips"),
+        ({"pose": np.zeros((4, 51), np.float32)}, "does not contain matching names and scores of clips"),
+        ({"rgb_coarse": np.full((4, 7), "x")}, "does not contain matching names and scores of clips"),
+        ({"name": np.array(["one"])}, "does not contain matching names and scores of clips"),
         ({"pose": np.full((4, 52), np.inf, np.float32)}, "not finite"),
-        ({"count": 0}, "does not contain names and scores of clips that belong together"),
+        ({"count": 0}, "does not contain matching names and scores of clips"),
         ({"name": np.array(["a/x.mp4", "b/x.mp4", "c", "d"])}, "1 videos have the same file name as another"),
     ],
 )

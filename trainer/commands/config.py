@@ -31,7 +31,7 @@ class ConfigOptions(Choice):
     """Options of `config`: the experiment, and what is printed about it. --ranks and --device have no effect here."""
 
     diff: bool = False
-    """Print only settings that differ from the experiment as it ships or, if none does, from the defaults."""
+    """Print only settings that differ from the shipped experiment or, if you change nothing, from the defaults."""
     json: bool = False
     """Print the experiment as JSON, which --config reads."""
 

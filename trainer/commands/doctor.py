@@ -31,7 +31,7 @@ SPACE = 40  # GB of free disk space: the packs of NTU-60 take about 35 GB
 SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes need
 # for each optional extra of Duet, one of its packages
 EXTRAS = {"export": "onnxscript", "pose": "rtmlib", "wandb": "wandb"}
-CORES = 4  # number of CPU cores that a GPU needs, because they read, decode and plan its batches
+CORES = 4  # number of CPU cores that one GPU needs: they plan, read and decode its batches
 # For the first word of an experiment's name: the published names of its annotation files and of its videos.
 PUBLISHED_DATA = {
     "ntu60": ("ntu60_2d.pkl of MMAction2 (pyskl: ntu60_hrnet.pkl)", "NTU RGB+D 60"),

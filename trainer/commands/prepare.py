@@ -25,7 +25,7 @@ class PrepareOptions(Choice):
     """Make the pack in this folder. Training finds it by a note in data.packs. With --drop: free nothing, but forget
     the pack that was made in this folder."""
     dry_run: bool = False
-    """Make nothing; only say how many clips would be made (with --drop: freed), and the time and space for that."""
+    """Only say how many clips would be made, and the time and space needed. With --drop: how many would be freed."""
     list: bool = False
     """Show what the pack contains, and which annotation files and experiments use it. Needs no --exp."""
     drop: bool = False

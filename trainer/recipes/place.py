@@ -77,7 +77,7 @@ class Place:
         return "finished" in note and all((self.of(stage.name) / file).is_file() for file in results_of(stage))
 
     def note(self, stage: Stage, *, done: bool) -> None:
-        """Note in the folder of a stage from which results the stage is made and, with `done`, when it was done."""
+        """Write into the stage's folder which earlier results the stage uses and, with `done`, when it was done."""
         self.of(stage.name).mkdir(parents=True, exist_ok=True)
         note: dict[str, Any] = {"inputs": self._inputs(stage)}
         if done:

@@ -73,7 +73,7 @@ def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     )
     run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
     if run.ranks.leads:
-        with suppress(OSError):  # only people read the file, and the next snapshot reports a full disk
+        with suppress(OSError):  # training does not need this file, and the next snapshot reports a full disk
             write_whole(run.journal.work_dir / FILE, run.decisions.to_json() + "\n")
 
 

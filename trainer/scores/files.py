@@ -112,8 +112,7 @@ def read_scores(path: Path) -> StoredScores:
     # TypeError and AttributeError come from an .npy file, which has a single array
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{path} does not contain names and scores of clips that belong together: name the scores.npz that eval or "
-            "fuse wrote"
+            f"{path} does not contain matching names and scores of clips: name the scores.npz that eval or fuse wrote"
         ) from None
     scores = _as_scores(arrays)
     for stream, probability in scores.probability.items():
@@ -198,7 +197,7 @@ def _check_form(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _fits(scores: Scores, experiment: Experiment) -> bool:
-    """Whether the settings have as many classes as the scores, and a coarse class for each of them."""
+    """Whether the settings have as many classes as the scores, and a coarse map that is empty or fits these classes."""
     num_classes, coarse_map = main_scores(scores).shape[1], experiment.data.coarse_map
     has_map = len(coarse_map) == num_classes and all(0 <= coarse < num_classes for coarse in coarse_map)
     return experiment.data.num_classes == num_classes and (has_map or not coarse_map)

@@ -248,7 +248,7 @@ MUTANTS = {
         "tl.where(owned, value - mean[None, :], 0.0)",
         "value - mean[None, :]",
     ),
-    "statistics of the values before rounding": ("value = stored.to(tl.float32)", "value = total"),
+    "statistics use the values before rounding": ("value = stored.to(tl.float32)", "value = total"),
     "the mean divides by the size of a whole block": ("tl.minimum(rows_left, BLOCK_M)", "BLOCK_M"),
     "no activation": ("tl.where(inside, activate(z, ACTIVATION), 0.0)", "tl.where(inside, z, 0.0)"),
     "no shift": ("load(shift, place, known)[None, :]", "0 * load(shift, place, known)[None, :]"),

@@ -361,7 +361,7 @@ MUTANTS = {
         "index = group.to(tl.int64) * group_images + image",
         "index = image.to(tl.int64)",
     ),
-    "statistics of the values before rounding": ("value = stored.to(tl.float32)", "value = sums[k]"),
+    "statistics use the values before rounding": ("value = stored.to(tl.float32)", "value = sums[k]"),
     "statistics include pixels outside the image": ("tl.where(inside, value, pivot) - pivot", "value - pivot"),
     "the pivot changes with every image": ("(step == 0) & (row == first)", "row == first"),
     "counts the rows of a whole strip": ("tl.minimum(H - first, ROWS)", "ROWS"),

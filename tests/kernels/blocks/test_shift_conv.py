@@ -233,7 +233,7 @@ MUTANTS = {
     "gradients do not move": ("tl.store(target + offset,", "tl.store(target,"),
     "does not write zeros at the ends of a clip": ("(1 - num_frames) * step, step", "0, step"),
     "gradients at the ends of a clip are not 0": ("tl.where(leaves, 0.0, gradient)", "gradient"),
-    "gradients of channels that are not shifted move": (
+    "moves the gradients of channels that are not shifted": (
         "tl.where(earlier, -offset, 0)",
         "tl.where(earlier, -offset, offset)",
     ),

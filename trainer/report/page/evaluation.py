@@ -51,7 +51,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read a file of scores. Raises UserError if it is damaged, or does not belong to the settings that it contains."""
     stored = read_scores(path)
     if stored.experiment is None:
-        raise UserError(f"{path} was not written by Duet, because it contains no settings")
+        raise UserError(f"{path} contains no settings, so it was not written by Duet")
     data = stored.experiment.data
     counts = {"": data.num_classes, COARSE: len(set(data.coarse_map))}
     for stream, score in stored.scores.probability.items():
@@ -109,7 +109,7 @@ def _level(title: str, classes: list[dict[str, Any]], streams: dict[str, Tensor]
 
 
 def most_wrong(scores: Scores, count: int) -> list[WrongClip]:
-    """At most `count` clips whose guess is wrong. The clip whose guess exceeds the true class by most comes first."""
+    """At most `count` clips with a wrong guess. Those whose guess scores furthest above the label come first."""
     main = next(iter(streams_of(scores).values()))
     guess = main.argmax(dim=1)
     margin = (main.gather(1, guess[:, None]) - main.gather(1, scores.label[:, None]))[:, 0]

@@ -252,7 +252,7 @@ class Search:
                 row = self._race(row, challenger, incumbent, budget)
         except Lost as lost:
             row = replace(row, verdict=lost.verdict, reason=str(lost))
-            self.end()  # the process that failed may be the incumbent
+            self.end()  # ends both processes, because either the challenger or the incumbent may have failed
         if row.verdict == "chosen":
             self._incumbent, self._challenger = self._challenger, self._incumbent
         if self._challenger is not None:
