@@ -250,7 +250,7 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     if "" in new or old is None or not len(old.columns["clip"]):
         return False
     text = np.fromfile(folder / "manifest.jsonl", np.uint8)
-    starts = _starts_of_lines(text, old.columns["clip"].tolist())
+    starts = _starts_of_lines(text, old.columns["clip"])
     if starts is None:
         return False
     if not new:  # the parts contain no whole line, because the processes that wrote them were killed
@@ -277,18 +277,18 @@ def _add_to_index(folder: Path, parts: list[Path]) -> bool:
     return True
 
 
-def _starts_of_lines(text: np.ndarray, clips: list[str]) -> list[int] | None:
-    """Where each line of a manifest starts, and where the last one ends.
+def _starts_of_lines(text: np.ndarray, clips: np.ndarray) -> np.ndarray | None:
+    """Where each line of a manifest starts, and where the last one ends: [n + 1].
 
-    Returns None unless the lines are for these clips, in this order. text: the manifest, uint8.
+    Returns None unless the lines are for these clips, in this order. text: the manifest, uint8. clips: [n] str.
     """
-    ends = np.flatnonzero(text == ord("\n")) + 1
-    starts = [0, *ends.tolist()]
-    if len(ends) != len(clips) or starts[-1] != len(text):
+    starts = np.concatenate([[0], np.flatnonzero(text == ord("\n")) + 1])
+    beginnings = np.char.encode(np.char.add(np.char.add('{"clip": "', clips), '"'), "ascii")
+    width = beginnings.itemsize
+    if len(starts) != len(clips) + 1 or starts[-1] != len(text) or len(text) - starts[-2] < width:
         return None
-    beginnings = (b'{"clip": "%b"' % clip.encode() for clip in clips)
-    lines, plain = zip(starts, beginnings, strict=False), text.data
-    return starts if all(plain[start : start + len(it)] == it for start, it in lines) else None
+    found = np.lib.stride_tricks.sliding_window_view(text, width)[starts[:-1]]
+    return starts if np.array_equal(found, beginnings.view(np.uint8).reshape(-1, width)) else None
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ a hostile manifest could make programs that free or repair the pack remove any f
 
 import base64
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -63,6 +64,9 @@ def is_line(line: Any) -> bool:
     return whole and stamps and not leads_out([line["file"]])
 
 
+USUAL = re.compile(r"clips/[^/\0]+\.[0-9a-f]{8}\.mov")  # the path of a clip in its own pack (`file_for` in format.py)
+
+
 def leads_out(files: Iterable[str]) -> bool:
     """Whether one of these files lies outside of the pack and is no clip of another pack.
 
@@ -72,7 +76,7 @@ def leads_out(files: Iterable[str]) -> bool:
 
 
 def _is_outside(file: str) -> bool:
-    if not file:  # a clip that could not be made
+    if not file or USUAL.fullmatch(file):  # the file of a clip that could not be made is ""
         return False
     if "\0" in file or os.path.normpath(file) != file or file.startswith("../"):
         return True

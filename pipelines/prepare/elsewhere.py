@@ -112,8 +112,8 @@ def look_elsewhere(
             return
         wanted = {todo.joints[row]: row for row in missing}
         lines = _earlier(place, wanted, table, out, settings) if place in earlier else _made_elsewhere(place, wanted)
-        found = Survey(todo.videos, todo.joints)
-        match(found, missing, index_of(lines.values()).columns, out, table, settings, console)
+        found = Survey(todo.videos, todo.joints, index_of(lines.values()).columns)
+        match(found, missing, out, table, settings, console)
         for row, clip in found.clips.items():
             stamp = found.touched.get(row)
             todo.elsewhere[row] = lines[clip] | ({"stamps": stamp.before(lines[clip]["stamps"])} if stamp else {})

@@ -14,7 +14,7 @@ from rich.console import Console
 from kernels.names import SHORT, printable
 from kernels.program import UserError
 from pipelines.annotations.table import ClipTable
-from pipelines.packs.format import PackSettings, clip_id, file_for, packets_text, read_index, read_manifest
+from pipelines.packs.format import PackSettings, clip_id, file_for, packets_text, read_manifest
 from pipelines.prepare.content import Stamp, digest_of_video
 from pipelines.prepare.encode import Job
 from pipelines.prepare.locks import PLAIN
@@ -54,12 +54,11 @@ class Task:
 class Run:
     """A run that makes the clips in `todo`, and adds the results to `todo`.
 
-    finished: what the pack recorded when the run began. lines: the lines that the run has added, by clip.
+    lines: the lines that the run has added, by clip.
     """
 
     def __init__(self, task: Task, todo: Survey):
         self.task, self.todo, self.table, self.out = task, todo, task.table, task.out
-        self.finished = read_index(task.out).columns
         self.lines: dict[str, dict[str, Any]] = {}
         self.names = task.table.names.tolist()
         self.row_of = {self.names[row]: row for row in todo.stale}
@@ -99,8 +98,9 @@ class Run:
         The estimate includes the clips that other shards have yet to make.
         """
         digest, mine = self.task.settings.digest(), set(self.task.rows)
-        alike = self.finished["settings"] == digest
-        facts = zip(*(self.finished[key][alike].tolist() for key in ("bad", "num_frames", "clip_bytes")), strict=True)
+        finished = self.todo.columns
+        alike = finished["settings"] == digest
+        facts = zip(*(finished[key][alike].tolist() for key in ("bad", "num_frames", "clip_bytes")), strict=True)
         lines: list[dict] = [dict(zip(("bad", "num_frames", "clip_bytes"), values, strict=True)) for values in facts]
         lines += [line for line in self.lines.values() if line["settings"] == digest]
         theirs = [

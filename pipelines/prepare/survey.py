@@ -45,10 +45,12 @@ class Survey:
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     joints: the digest of each row's joints.
     packed: the joints of all clips that the pack has with the wanted settings.
+    columns: what the pack recorded of its clips (COLUMNS in packs/format.py).
     """
 
     videos: list[str] | None
     joints: list[str]
+    columns: dict[str, np.ndarray]
     packed: set[str] = field(default_factory=set)
     clips: dict[int, str] = field(default_factory=dict)
     stale: dict[int, str] = field(default_factory=dict)
@@ -102,25 +104,25 @@ def survey(
     so the survey of 114,000 clips takes about a second.
     """
     names = table.names.tolist()
-    result = Survey(find_videos(folder, names, follow_links) if folder.is_dir() else None, joints)
+    videos = find_videos(folder, names, follow_links) if folder.is_dir() else None
+    result = Survey(videos, joints, read_index(out).columns)
     if result.videos and (warning := clips_on_one_file(names, result.videos)):
         console.print(f"warning: {warning}", **PLAIN)
-    match(result, rows, read_index(out).columns, out, table, settings, console)
+    match(result, rows, out, table, settings, console)
     return result
 
 
 def match(
     result: Survey,
     rows: Sequence[int],
-    columns: dict[str, np.ndarray],
     out: Path,
     table: ClipTable,
     settings: PackSettings,
     console: Console,
 ) -> None:
-    """Look for the clips of `rows` among the records of a pack, and note in `result` what was found."""
-    settings = replace(settings, rotation=table.rotation or settings.rotation)
-    _match(result, rows, columns, out, table.names.tolist(), settings, console)
+    """Look for the clips of `rows` in `result.columns`, and note in `result` what was found."""
+    settings, columns = replace(settings, rotation=table.rotation or settings.rotation), result.columns
+    _match(result, rows, out, table.names.tolist(), settings, console)
     unknown = set(columns["clip"][columns["rotation"] == UNKNOWN].tolist())
     unsure = {row: result.clips[row] for row in rows if result.clips.get(row) in unknown}
     if not unsure or result.videos is None:
@@ -138,14 +140,14 @@ def match(
 def _match(
     result: Survey,
     rows: Sequence[int],
-    columns: dict[str, np.ndarray],
     out: Path,
     names: list[str],
     settings: PackSettings,
     console: Console,
 ) -> None:
+    columns = result.columns
     result.packed = set(columns["joints"][columns["settings"] == settings.digest()].tolist())
-    rows = _match_at_a_glance(result, rows, columns, out, settings)
+    rows = _match_at_a_glance(result, rows, out, settings)
     if not rows:
         return
     alike = np.flatnonzero(np.isin(columns["joints"], [result.joints[row] for row in rows]))
@@ -162,13 +164,12 @@ def _match(
     result.bad = {names[row]: result.bad[names[row]] for row in rows if names[row] in result.bad}
 
 
-def _match_at_a_glance(
-    result: Survey, rows: Sequence[int], columns: dict[str, np.ndarray], out: Path, settings: PackSettings
-) -> list[int]:
+def _match_at_a_glance(result: Survey, rows: Sequence[int], out: Path, settings: PackSettings) -> list[int]:
     """Find, for all rows at once, the clips in the pack whose video and joints have not changed.
 
     Returns the rows without such a clip.
     """
+    columns = result.columns
     usable = (columns["settings"] == settings.digest()) & (columns["fewest"] <= settings.count)
     usable &= np.isin(columns["rotation"], ["", settings.rotation, UNKNOWN])
     usable = np.flatnonzero(usable & (columns["num_frames"] > 0))
