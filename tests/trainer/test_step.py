@@ -163,12 +163,10 @@ def poison_pixel(run, batch):
 
 
 def poison_loss(run, batch):
-    class Broken(nn.Module):
-        def forward(self, *inputs):
-            output = network(*inputs)
-            return output._replace(losses={name: loss * float("inf") for name, loss in output.losses.items()})
+    def broken(network, inputs, output):
+        return output._replace(losses={name: loss * float("inf") for name, loss in output.losses.items()})
 
-    network, run.parallel = run.parallel, Broken()
+    run.forward.register_forward_hook(broken)
     return batch
 
 
