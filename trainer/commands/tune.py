@@ -54,7 +54,7 @@ def tune_command(options: TuneOptions, console: Console | None = None) -> int:
         fixed, minutes = names_set(options), options.minutes
         result = tune(experiment, device=device, minutes=minutes, progress=show, num_ranks=num_ranks, fixed=fixed)
     print_table(table_of(result), console)
-    for line in summary(result, options):
+    for line in summary(result, options, num_ranks):
         console.print(escape(line), soft_wrap=True, highlight=False)
     return result.exit_code
 
@@ -89,10 +89,12 @@ def name_of(row: Row) -> str:
     return f"{name}, with the loader" if row.with_loader else name
 
 
-def summary(result: Result, options: TuneOptions) -> Iterator[str]:
+def summary(result: Result, options: TuneOptions, num_ranks: int) -> Iterator[str]:
     """Draw the picture, and return sentences about the result, its files and how to use it."""
     from trainer.runtime.tuning.choice import in_words
 
+    if num_ranks > 1:
+        yield f"measured on one of {num_ranks} ranks, alone: the times do not contain the exchange of gradients"
     changes = in_words(result.default, result.experiment)
     state = "" if result.finished else "interrupted; so far "
     if changes:

@@ -21,8 +21,9 @@ from kernels.json_files import parse_json
 from kernels.program import UserError
 from kernels.whole_files import read_sealed, sealed, write_whole
 from trainer.config import EXECUTION, Experiment
-from trainer.journal.provenance import DALI, ROOT, changes_in, commit_of, version_of
+from trainer.journal.provenance import DALI, ROOT, version_of
 from trainer.runtime.ranks import Ranks
+from trainer.runtime.tuning.code import digest_of_code
 from trainer.settings import value_at
 from trainer.stored import differences, from_settings, shortened, to_settings
 
@@ -103,15 +104,14 @@ def key_of(experiment: Experiment, device: str, clips: int, alone: bool, cores: 
     device: cpu or cuda. clips: number of clips in a step of one rank. alone: whether the run has one rank only.
     cores: number of CPU cores of one rank.
     """
-    driver, commit = find_driver() if device == "cuda" else None, commit_of(ROOT)
-    changes = changes_in(ROOT, ":(exclude)benchmarks/records")
+    driver = find_driver() if device == "cuda" else None
     return {
         "device": device_name(device, cores),
         "driver": None if driver is None else str(driver),
         "torch": str(torch.__version__),
         "triton": version_of("triton"),
         "dali": next(filter(None, map(version_of, DALI)), None),
-        "duet": commit and commit + (f"+{digest_of(changes)}" if changes else ""),
+        "code": digest_of_code(ROOT),
         "step": step_digest(experiment),
         "clips": clips,
         "ranks": "one" if alone else "several",
