@@ -27,7 +27,7 @@ Epochs = Annotated[int, Range(0, MANY)]
 Threads = Annotated[int, Range(1, 1024)]
 EXECUTION = (
     *("compile", "combine_launches", "fused", "cuda_graph", "align_channels", "cudnn_benchmark", "optim.precision"),
-    *("threads", "interop_threads", "prefetch", "decode_threads", "jpeg_load"),
+    *("optim.impl", "threads", "interop_threads", "prefetch", "decode_threads", "jpeg_load"),
 )
 """Settings that say how a step is executed, and not what it computes. `python -m trainer tune` chooses them."""
 FUSIONS = ((1, 1), (2, 1), (1, 2))

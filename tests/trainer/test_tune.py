@@ -1,5 +1,6 @@
 """`tune` keeps a change of settings only if steps become faster and compute the same. Runs use the result."""
 
+import importlib.util
 import json
 import os
 import re
@@ -415,6 +416,18 @@ def test_what_is_tried_on_a_gpu(name):
     assert [change(best) for change in of_the_step(of("cuda", alone=False))] == [
         *("cudnn_benchmark=true", aligned, None, None, f"fused={part},norm_act", None, None),
     ]
+
+
+def test_the_optimizer_of_apex_is_tried_where_its_extension_is(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "amp_C" or find(name))
+    experiment = EXPERIMENTS["ntu60_x3d"]
+    *_, change, graph = of_the_step(of("cuda"))
+    assert (change(experiment), graph(experiment)) == ("optim.impl=apex", "cuda_graph=true")
+    for other in ("cuda_graph=true", "optim.impl=torch", "optim.kind=adamw"):
+        assert change(override(experiment, other)) is None
+    assert graph(override(experiment, "optim.impl=apex")) is None
+    assert key_here(override(experiment, "optim.impl=apex")) == key_here(experiment)
 
 
 def test_what_is_tried_on_a_cpu():

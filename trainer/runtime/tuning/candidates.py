@@ -1,5 +1,6 @@
 """The changes of execution settings that `tune` tries, in the order in which it tries them."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ def of_the_step(machine: Machine) -> list[Change]:
         return [*changes, *([] if why_no_compiler("C++") else [flag("compile")])]
     changes = [flag("cudnn_benchmark"), flag("align_channels"), flag("combine_launches"), fuse(0), fuse(1)]
     changes += [lambda experiment: "compile=false" if is_compiled(experiment) else None, half_precision(machine)]
+    if importlib.util.find_spec("amp_C"):  # apex's compiled extension
+        changes.append(optimizer_of_apex)
     return [*changes, *([flag("cuda_graph")] if machine.alone else [])]
 
 
@@ -95,6 +98,12 @@ def half_precision(machine: Machine) -> Change:
         return "optim.precision=fp16" if is_possible else None
 
     return change
+
+
+def optimizer_of_apex(experiment: Experiment) -> str | None:
+    """A change from torch's SGD to apex's, if optim.impl is auto."""
+    is_possible = experiment.optim.impl == "auto" and experiment.optim.kind == "sgd" and not experiment.cuda_graph
+    return "optim.impl=apex" if is_possible else None
 
 
 def is_compiled(experiment: Experiment) -> bool:

@@ -123,7 +123,7 @@ def step_digest(experiment: Experiment) -> str:
     """Digest of the settings that decide what a step computes, without the settings that decide how it is executed."""
     optim = experiment.optim
     parts = (to_settings(experiment.model), to_settings(experiment.clip), experiment.data.source)
-    counts = (optim.kind, optim.impl, optim.accumulate, optim.clip_norm is None, optim.ema is None)
+    counts = (optim.kind, optim.accumulate, optim.clip_norm is None, optim.ema is None)
     return digest_of(json.dumps([*parts, *counts], default=str))
 
 
