@@ -237,7 +237,7 @@ def field_at(experiment: Experiment, key: str, assignment: str, changes: dict[st
         if value is None and kinds:
             if part not in changes:
                 raise UserError(f"--set {assignment}: {part} is None in this experiment; add --set {part}=default")
-            value = kinds[0]  # `changes` sets the part to None: its fields are still checked, but have no effect
+            value = kinds[0]  # another --set makes the part None, so this field has no effect, but it is still checked
         if not is_dataclass(value):
             raise UserError(f"--set {assignment}: {name} is a single value and has no field {path[depth + 1]}")
         config = value

@@ -51,7 +51,7 @@ class LiveTimes:
 
     def __init__(self) -> None:
         self.shown: list[float] = []  # when each frame that has arrived is shown, in seconds after the first frame
-        self.usual = Fraction(USUAL_RATE)  # frames per second, as the source says
+        self.usual = Fraction(USUAL_RATE)  # frames per second, until the source states a rate
 
     unit = UNIT
 
