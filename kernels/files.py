@@ -36,7 +36,9 @@ def check_regular(path: str | Path, kind: type[UserError] = UserError) -> None:
         return
     for what, is_of_kind in KINDS.items():
         if is_of_kind(mode):
-            advice = "name a file in it" if what == "a folder" else "copy what it contains into a file, and name that"
+            advice = (
+                "name a file in it" if what == "a folder" else "copy what it contains into a file, and name the file"
+            )
             raise kind(f"{path} is {what}, not a file; {advice}")
 
 

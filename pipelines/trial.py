@@ -61,8 +61,8 @@ def decoding_alone(loader: Loader) -> Iterator[Callable[[float], None]]:
 
     load: share of the frames that the JPEG engine decodes, one of LOADS.
 
-    The batches are the same in all calls. With new batches, the load that comes first would have to read them from the
-    storage, and later loads would find them in memory.
+    All calls decode the same batches. If each round used new batches, the time of the load that is measured first would
+    include reading them from the storage, and later loads would find them in memory.
     """
     count = min(BATCHES, loader.num_batches)
     with reader_threads() as readers:

@@ -187,8 +187,8 @@ NTU60_POSE_LIMB = replace(
     clip=replace(NTU60_POSE.clip, skeleton=COCO_17_POSEC3D, pose_frames=48, joints=False, limbs=True),
     optim=replace(NTU60_POSE.optim, num_epochs=240),
 )
-# The limbs of MA-52 with the recipe of ntu60_pose, because no paper gives values, and with a coarse classifier, because
-# F1 mean needs coarse scores.
+# A network for the limbs of MA-52. No paper gives values for it, so it has the recipe of ntu60_pose. It also has a
+# coarse classifier, because F1 mean needs coarse scores.
 MA52_POSE_LIMB = replace(
     NTU60_POSE,
     name="ma52_pose_limb",

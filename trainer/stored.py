@@ -17,7 +17,7 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import describe_type, match_type
 
-TYPE = "type"  # key with the name of a part's dataclass, if the part can be one of several, such as the model
+TYPE = "type"  # key for the name of the dataclass, in parts that can be one of several, such as the model
 LONGEST = 60  # maximum number of characters of a value in a sentence; longer values are cut
 # If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier scores.
 MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")

@@ -24,8 +24,9 @@ SIDE = 16  # width and height of the tiny pictures in pixels
 MAX_FRAMES = 900  # only this many frames at the start of a video are compared
 MOMENTS = 8  # number of frames of one video that are compared with frames of the other video
 MAX_SHIFT = 0.33  # share of the longer video that the other video may lack at the start or the end
-# Differences in the grey level of one place, as shares of the standard deviation of all levels in both videos. Copies
-# differ by CLOSE at most in the place where they differ most, and by ALIKE at most on average over all places.
+# Two videos are copies if the mean difference of their grey levels over the compared frames is less than CLOSE at every
+# place of the picture, and less than ALIKE on average over all places. The levels of each video are divided by their
+# standard deviation.
 CLOSE, ALIKE = 0.35, 0.1
 # Two videos are compared frame by frame only if, at every place, their mean pictures differ by less than this.
 LIKELY = 0.8
@@ -77,9 +78,9 @@ def find_copies(videos: Sequence[str], advance: Callable[[], None]) -> Copies:
 
 
 def _likely_pairs(thumbnails: list[Thumbnails | None]) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of videos whose pictures agree in the mean over time.
+    """Pairs of videos whose mean pictures (the means of their frames) are similar.
 
-    This comparison is fast even for thousands of videos.
+    Comparing only mean pictures is fast even for thousands of videos.
     """
     numbers = [number for number, each in enumerate(thumbnails) if each is not None]
     if not numbers:
@@ -94,7 +95,7 @@ def _likely_pairs(thumbnails: list[Thumbnails | None]) -> Iterator[tuple[int, in
 
 
 def _normalised(levels: np.ndarray) -> np.ndarray:
-    """Levels with mean 0 and standard deviation 1. The constant keeps the noise of a black video small."""
+    """Levels with mean 0 and standard deviation 1. Adding 2 to the divisor keeps the noise of a black video small."""
     return (levels - levels.mean()) / (levels.std() + 2)
 
 

@@ -49,7 +49,7 @@ class Track:
         self.people[frame], self.box = person, person.box()
 
     def weight(self) -> float:
-        """The sum of the people's weights, which is larger for longer tracks."""
+        """The sum of the person's weights in all frames of the track, so longer tracks have larger weights."""
         return sum(person.weight() for person in self.people.values())
 
 

@@ -150,7 +150,7 @@ def build(path: Path, folder: Path) -> None:
 
 
 def _measured(joints: StoredJoints, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Build the column `measures`. The columns `not_a_number` and `third` are moved into it."""
+    """Compute the column `measures`, and move the columns `not_a_number` and `third` into it."""
     per_clip = columns["num_persons"].astype(np.int64) * columns["total_frames"]
     measures = measure(
         joints, per_clip, columns["height"], columns["width"], columns["first_row"], columns["total_frames"]

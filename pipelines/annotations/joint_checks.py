@@ -15,7 +15,7 @@ from pipelines.skeleton import SKELETONS, Skeleton
 from pipelines.videos.find import clip_name
 
 SHARE = 0.1  # a fault of the joints is fatal if more than this share of the clips with people have it
-MOST = 0.5  # share of the joints of a clip, or of the clips of a data set, that counts as most of them
+MOST = 0.5  # "most" joints of a clip, or "most" clips of a data set, are more than this share
 NEAR_CORNER = 0.05  # joints that stay this close to (0, 0), as a share of the image's sides, are not in pixels
 FEW_PIXELS = 10.0  # joints in metres, or as fractions of the image size, stay below this
 SMALLEST_IMAGE = 64  # FEW_PIXELS is only used for images whose sides have at least this many pixels
@@ -257,8 +257,8 @@ SIDEWAYS = (
     "or the videos contain a rotation that the skeletons ignore"
 )
 UPSIDE_DOWN = (
-    "people stand on their heads: if they do not in the videos, y is counted upwards, but must be counted downwards "
-    "from the upper edge of the image"
+    "people stand on their heads: if they stand upright in the videos, y is counted upwards, but must be counted "
+    "downwards from the upper edge of the image"
 )
 
 

@@ -129,7 +129,7 @@ def write_videos(clips: list[ClipId], config: DemoConfig, videos: Path, workers:
 
 
 def watch(names: Iterable[str], total: int) -> None:
-    """Show progress while `names` is consumed. It makes each clip before it yields the clip's name.
+    """Show progress while `names` makes clips: this iterator makes each clip before it yields the clip's name.
 
     total: number of clips.
     """

@@ -20,7 +20,7 @@ from pipelines.read_ahead import ReadAhead
 
 
 class ClipPackets(NamedTuple):
-    """The packets of a clip's planned frames, and the numbers of the damaged frames, which other frames replace."""
+    """The packets of a clip's planned frames, and the numbers of damaged frames, which other frames replace."""
 
     packets: list[bytes]
     damaged: list[int]

@@ -83,9 +83,10 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
 
 
 def is_gone(folder: str, files: np.ndarray) -> bool:
-    """Whether the pack in `folder`, made with --out, is gone. files: the clips' files that the pack `packs` records.
+    """Whether a pack that was made with --out in `folder` is gone.
 
-    If a disk is not mounted, its mount point may exist, but without the pack that contains these files.
+    files: the files of the clips that another pack uses; some of them may be in `folder`. If they are, but `folder`
+    contains no pack, the pack is gone: `folder` may be the mount point of a disk that is not mounted.
     """
     if not Path(folder).is_dir():
         return True

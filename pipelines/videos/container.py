@@ -101,7 +101,7 @@ def open_source(
         with av.open(url, options=options, format=device, metadata_errors="replace", timeout=timeout) as container:
             stream = _stream(container, codecs)
             stream.codec_context.thread_count = 1
-            # Without this flag, FFmpeg would crop less at the left than H.264 says, so that rows are aligned in memory.
+            # Without this flag, FFmpeg would align rows in memory, and so crop less at the left than H.264 says.
             stream.codec_context.flags |= Flags.unaligned
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "codec_whitelist": ",".join(codecs)}
             yield container, stream

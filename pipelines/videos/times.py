@@ -31,7 +31,7 @@ class FrameTimes:
         return int(self.start[frame - past]) + past * max(1, int(self.start[-1]) // max(1, len(self.start) - 1))
 
     def seconds(self, frame: int) -> float:
-        """The time in seconds at which frame number `frame` is shown, or the end of the video after the last frame."""
+        """The time in seconds at which frame number `frame` is shown. After the last frame: the end of the video."""
         return float(self.start[min(frame, len(self.start) - 1)] * self.unit)
 
     def rate(self) -> Fraction:

@@ -60,7 +60,7 @@ class AnnotatedImage:
     """The image to which an annotation's joints belong: its size in pixels, and its rotation.
 
     rotation: shown if the image is a frame as players show it, stored if it is a frame as the file stores it. It
-        matters only if shown and stored frames have the same shape, because they are mirrored, square, or turned by 180
+        matters only if shown and stored frames have the same shape: if they are square, mirrored, or turned by 180
         degrees.
     """
 

@@ -94,7 +94,7 @@ def test_frames_stay_valid_while_they_are_held():
 @pytest.mark.parametrize("damage", ["no header", "no picture"])
 def test_a_packet_that_is_no_jpeg_is_an_error(damage):
     packets, start, end = step(3, 0)
-    # position of the marker after which the image data begin
+    # 20 bytes end within the header. The marker FF DA ends the header, and the data of the picture begin after it.
     length = 20 if damage == "no header" else packets[1].tobytes().index(b"\xff\xda")
     packets[1] = packets[1][:length]
     with pytest.raises(RuntimeError, match=r"nvImageCodec cannot (read the header|decode)"):

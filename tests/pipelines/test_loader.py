@@ -133,7 +133,7 @@ def test_a_faded_background_is_grey_around_the_people_only(shared, train):
 
 
 def test_limbs_can_have_channels_behind_those_of_the_joints_or_alone(shared):
-    """In mirrored clips, too, the channels of the limbs are the same in both cases."""
+    """The channels of the limbs are the same with and without channels of the joints, in mirrored clips, too."""
     both, alone = (replace(CONFIG, limbs=True, joints=joints) for joints in (True, False))
     assert (both.num_channels(), alone.num_channels()) == (17 + 16, 16)
     flips = set()

@@ -78,7 +78,7 @@ def layers(*kinds):
 
 
 def products():
-    """Count the layers that libraries compute. Inductor generates the code for the two layers of squeeze-excite."""
+    """Count the layers that libraries such as cuDNN compute. Inductor's code computes those of squeeze-excite."""
     return layers(nn.Conv2d, nn.Linear) - 2 * layers(SqueezeExcite)
 
 

@@ -187,7 +187,7 @@ ROWS = [
     ("weights {dir}/w.pth", "w.pth", half, "download or copy it again$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", {"model": TINY}, "save only its state_dict$", TINY.state_dict()),
     ("weights {dir}/w.pth", "w.pth", {"epoch": 1}, "pass a checkpoint with a state_dict$", WEIGHTS),
-    ("weights {dir}/w.pth", "w.pth", os.mkfifo, "copy what it contains into a file, and name that$", WEIGHTS),
+    ("weights {dir}/w.pth", "w.pth", os.mkfifo, "copy what it contains into a file, and name the file$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", None, r"pass a checkpoint \(", WEIGHTS),
     ("weights {dir}/sealed.pth", "sealed.pth", damaged, "copy it again, or use another file$", sealed),
     ("scores {dir}/s.npz", "s.npz", arrays(rgb=np.full((2, 52), np.nan)), "evaluate an earlier snapshot$", arrays()),

@@ -11,7 +11,7 @@ from pipelines.demo.classes import DemoConfig
 from pipelines.demo.make import make_demo
 from tests.programs import run
 
-# All three take two minutes on one core: frames of 224 px go through networks of up to 60 GMAC per clip.
+# The three tests take two minutes together on one core: frames of 224 px go through networks of up to 60 GMAC per clip.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 OPENPOSE_FROM_COCO = [0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, *([9] * 5), *([10] * 5)]

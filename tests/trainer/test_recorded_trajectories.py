@@ -159,7 +159,7 @@ def noise(shape: tuple[int, ...], key: int) -> Tensor:
 
 
 def norms(state: dict) -> dict[str, float]:
-    """Return the norms of all tensors in a snapshot's state that training changes, summed up in a few groups."""
+    """Return the norm of each group of tensors that training changes in a snapshot's state, such as all weights."""
     groups: dict[str, list[Tensor]] = {}
     for prefix, tensors in (("", state["model"]), ("ema_", state["averages"] or {})):
         for name, tensor in tensors.items():

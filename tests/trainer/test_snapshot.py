@@ -251,7 +251,7 @@ while True:
 
 
 def test_kill_9_at_any_time_leaves_one_to_load(tmp_path: Path) -> None:
-    """Two runs in one folder are killed. At most the snapshot that is being written and the waiting one are lost."""
+    """Two runs in one folder are killed. At most two snapshots are lost: one being written, one waiting."""
     rng, reached = np.random.default_rng(0), 0
     for _ in range(2):
         with Fork(("-c", ENDLESS, tmp_path)) as process:

@@ -122,7 +122,10 @@ def score(
 
 
 def show(experiment: Experiment, num_clips: int, metrics: dict[str, float], views: Views) -> None:
-    """Print what papers on the data set report, then all metrics, and which views of each clip were scored."""
+    """Print a table of the metrics that papers on the data set report, and then a table of all metrics.
+
+    The title of the second table says which views of each clip were scored.
+    """
     console = Console()
     for table in paper_tables([Result(experiment.name, experiment, metrics)]):
         print_table(table, console)

@@ -19,7 +19,7 @@ def log_in() -> None:
     """
     wandb = installed()
     if os.environ.get("WANDB_MODE", "online") == "online":
-        with told(wandb):
+        with as_user_errors(wandb):
             wandb.login()
 
 
@@ -32,7 +32,7 @@ def installed() -> Any:
 
 
 @contextmanager
-def told(wandb: Any) -> Iterator[None]:
+def as_user_errors(wandb: Any) -> Iterator[None]:
     """A context that turns an error of wandb into a UserError."""
     try:
         yield
@@ -48,7 +48,7 @@ class WandbLog:
 
     def __init__(self, experiment: Experiment, work_dir: Path) -> None:
         wandb = installed()
-        with told(wandb):
+        with as_user_errors(wandb):
             self._run = wandb.init(
                 project="duet",
                 name=experiment.name,

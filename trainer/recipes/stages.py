@@ -106,7 +106,7 @@ class Recipe:
 
 
 def changed_recipe(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
-    """The recipe with settings changed: `optim.num_epochs=2` in all runs, `rgb:optim.lr=0.1` in the run `rgb`.
+    """The recipe with settings changed. `optim.num_epochs=2` changes all runs, `rgb:optim.lr=0.1` only the run `rgb`.
 
     Raises UserError for a stage or a setting that does not exist, or for a wrong value.
     """

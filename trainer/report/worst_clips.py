@@ -55,7 +55,7 @@ def draw_clips(
 def pictures(
     table: ClipTable, row: int, video: str, skeleton: Skeleton, rotation: Rotation
 ) -> Iterator[tuple[int, Image.Image]]:
-    """The numbers of some frames of a clip, and the frames with their skeletons."""
+    """Yield (number, picture) of at most FRAMES frames, spread evenly over a clip. Skeletons are drawn on them."""
     image, joints = table.image(row, rotation), np.asarray(table.clip_joints(row), np.float32)
     scale = min((WIDTH - GAP) / image.width, HEIGHT / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

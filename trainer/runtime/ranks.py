@@ -90,7 +90,8 @@ class Ranks:
         words: list[Any] = [None] * self.world_size
         own = platform.node(), word if self.local_rank == 0 else None, self.local_rank == 0
         dist.all_gather_object(words, own, self.hosts)
-        # Containers on different machines may have the same name. Their ranks are numbered one machine after another.
+        # Containers on different machines may have the same name, and then `firsts` has a rank of each of them. The
+        # ranks of such a machine follow its first rank, so its first rank is the last one up to `self.rank`.
         firsts = [rank for rank, (node, _, is_first) in enumerate(words) if is_first and node == own[0]]
         return words[max((rank for rank in firsts if rank <= self.rank), default=firsts[0])][1]
 

@@ -92,7 +92,7 @@ def scores_in(place: Path) -> Path:
 
 
 def read_scores(path: Path) -> StoredScores:
-    """Read a file of scores. Raises UserError if it cannot be read, or if its arrays do not belong together."""
+    """Read a file of scores. Raises UserError if it cannot be read, or if its arrays do not match each other."""
     check_arrays(path)
     try:
         with np.load(path) as file:

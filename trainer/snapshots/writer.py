@@ -243,7 +243,8 @@ class Writer:
 
     def _sync_records(self) -> None:
         """Bring the log and the records to the disk, so that after a power loss they reach up to the snapshot."""
-        with contextlib.suppress(OSError):  # the snapshot is more important, and writing it reports a full disk
+        # An error here must not prevent the snapshot. If the disk is full, writing the snapshot reports it.
+        with contextlib.suppress(OSError):
             for file in (self.folder / LOG, self.folder / METRICS):
                 if file.is_file():
                     sync(file)

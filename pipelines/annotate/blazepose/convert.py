@@ -116,7 +116,7 @@ class Converter:
             self.add("Pad", [inputs[0], pads], output)
         elif kind == "RESHAPE":
             flat, shape = inputs[0], self.store(output, "shape", np.array(self.shape(output), np.int64))
-            if len(self.shape(flat)) == 4:  # the values are in the order of NHWC
+            if len(self.shape(flat)) == 4:  # TFLite reshapes the values in the order of NHWC
                 self.nodes.append(helper.make_node("Transpose", [self.name(flat)], [f"{flat}/nhwc"], perm=TO_NHWC))
                 flat = f"{flat}/nhwc"
             self.add("Reshape", [flat, shape], output)

@@ -55,8 +55,9 @@ def read_evaluation(path: Path) -> Evaluation:
     data = stored.experiment.data
     counts = {"": data.num_classes, COARSE: len(set(data.coarse_map))}
     for stream, score in stored.scores.probability.items():
-        if score.shape[1] != counts[COARSE if stream.endswith(COARSE) else ""]:
-            raise UserError(f"{path} has {stream} scores of {score.shape[1]} classes, which its settings do not have")
+        count = counts[COARSE if stream.endswith(COARSE) else ""]
+        if score.shape[1] != count:
+            raise UserError(f"{path} has {stream} scores of {score.shape[1]} classes, but its settings have {count}")
     checkpoint = Path(stored.checkpoint).name
     weights = "moving average of the weights (EMA)" if stored.averaged else "weights"
     source = printable(f"{path}, with the {weights} of {checkpoint or 'several files'}")

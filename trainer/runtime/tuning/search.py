@@ -95,7 +95,8 @@ def tune(
     A signal ends the search, and the result then contains everything that was measured before the signal. Raises
     UserError if the default step fails, or if the cache cannot be written.
     """
-    # A KeyboardInterrupt could be lost: Python ignores exceptions in the functions that it calls around each fork.
+    # `Interrupt` only records the first signal. A KeyboardInterrupt could be lost, because Python ignores exceptions in
+    # the functions that it calls around each fork.
     with Interrupt() as interrupt:
         search = Search(experiment, device, 60 * minutes, progress, num_ranks, worker, patience, interrupt)
         try:
