@@ -16,7 +16,10 @@ from models.x3d_shift import X3DBlock
 
 
 def align_channels(network: nn.Module, multiple: int = 8) -> None:
-    """Widen every X3D block of `network` in place. Networks without X3D blocks do not change."""
+    """Widen every X3D block of `network` in place, so that its inner channels are a multiple of `multiple`.
+
+    Networks without X3D blocks do not change.
+    """
     for block in network.modules():
         if isinstance(block, X3DBlock):
             extra = -block.conv1.conv.out_channels % multiple

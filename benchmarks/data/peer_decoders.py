@@ -41,7 +41,7 @@ class Peer:
         return {}
 
     def run(self, frames: list[list[int]]) -> dict:
-        """Read the frames with these numbers from each video. Returns wall-clock seconds and CPU seconds."""
+        """Read the frames numbered frames[i] from video number i. Returns wall-clock seconds and CPU seconds."""
         before = time.perf_counter(), time.process_time()
         for video, numbers in zip(self.videos, frames, strict=True):
             self.read(video, numbers, self.side)

@@ -80,7 +80,7 @@ def read_labels(file: Path) -> Labels:
     splits = cells.get("split", [])
     for split in SPLITS:
         if splits and split not in splits:
-            raise UserError(f"{file} leaves no video for {split}; write {split} into the column split of a line")
+            raise UserError(f"no line of {file} has the split {split}; write {split} into the column split of a line")
     groups = next((cells[name] for name in GROUPS if name in cells), [])
     return Labels(videos, labels, splits, class_names, groups, _coarse_map(file, labels, cells.get("coarse", [])))
 

@@ -89,7 +89,7 @@ def test_numbers_of_pandas_are_numbers(tmp_path):
         ("a,1\nb,0,val", "line 2: 'b,0,val' is not"),
         ("a,0\nb,", "line 2: 'b,' is not"),
         ("a,0,train\nb,0,test", "line 2: the split is 'test'; write train or val"),
-        ("a,0,train\nb,0,train", "leaves no video for val"),
+        ("a,0,train\nb,0,train", "has the split val; write val into the column split"),
         ("a,0\na,1", "lines 1 and 2 name the same video"),
         ("a,0\nb,1.5", "has the label 1.5; number the classes with whole numbers from 0"),
         ("a,-1\nb,0", "has the label -1; number the classes"),

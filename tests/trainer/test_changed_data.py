@@ -156,7 +156,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
 
 
 def test_the_best_score_on_former_validation_clips_is_told(begun, tmp_path):
-    """The run is first resumed until a validation on the former clips, and then with other validation clips."""
+    """The run is resumed twice: with the former clips until after a validation, then with other validation clips."""
     assert resume(begun, tmp_path, lambda content: None, "--max-steps", "6")[0] == 0
     code, run = resume(begun, tmp_path, change_validation, "--max-steps", "7", "--accept-changed-data")
     assert code == 0

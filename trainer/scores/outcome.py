@@ -44,7 +44,7 @@ class Outcome:
 
 
 def outcome_of(fine: Tensor, label: Tensor, coarse: Tensor | None, coarse_label: Tensor) -> Outcome:
-    """The outcome of scores [N, K] for labels [N], and of the scores and labels of coarse classes."""
+    """The outcome of fine scores [N, K] for labels [N], and of coarse scores, if there are any, for coarse labels."""
     num_classes, num_coarse = fine.shape[1], 0 if coarse is None else coarse.shape[1]
     coarse_cells = None if coarse is None else coarse_label * num_coarse + coarse.argmax(dim=1)
     return Outcome(label * num_classes + fine.argmax(dim=1), num_classes, coarse_cells, num_coarse)

@@ -53,7 +53,7 @@ def first_number(group: dict[str, Recording], num_frames: dict[str, int]) -> tup
     if len(from_1) > 1 and 2 * len(from_1) > len(group):
         return 1, f"{len(from_1)} of {len(group)} videos begin with frame 1, and none with frame 0"
     usual = next(iter(group.values())).usual_first
-    return usual, "no video has a frame 0 or its last frame, so this is a guess" if from_1 or usual else ""
+    return usual, "no file lists frame 0 or the last frame of its video, so this is a guess" if from_1 or usual else ""
 
 
 def _renumber(recording: Recording, first: int, num_frames: int) -> None:

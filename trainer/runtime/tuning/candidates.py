@@ -50,7 +50,7 @@ def of_the_step(machine: Machine) -> list[Change]:
 
 
 def of_the_loader(machine: Machine) -> list[Change]:
-    """Changes of how batches are read and decoded."""
+    """Changes to the settings that control how batches are read and decoded."""
     counts = dict.fromkeys(filter(None, (machine.cores, machine.cores // 2)))
     default = decode_threads(machine.cores)
     changes = [number("decode_threads", count, default) for count in counts] + [number("prefetch", 4, 2)]
