@@ -48,7 +48,7 @@ def why_no_compiler(language: Language) -> tuple[str, str] | None:
 
 
 def why_kernel_failed(error: Exception) -> str:
-    """Why a GPU's kernel failed: what is wrong with the C compiler or, if it works, the first line of the exception."""
+    """Why a kernel failed on a GPU: what is wrong with the C compiler, or the first line of `error` if nothing is."""
     no_compiler = why_no_compiler("C")
     if no_compiler is not None:
         problem, way_out = no_compiler

@@ -12,8 +12,8 @@ from models.layers import TemporalConv, initialise, pixels, time_rows
 from models.resnet_path import ResNetPath
 
 SPEED_RATIO = RGBPoseConfig.frame_ratio or 1  # number of pose frames for each RGB frame
-# The paths are fused after each of these RGB stages. The value lists the RGB stages that run between the previous
-# fusion and this fusion. At the fusion after RGB stage s, the pose path has finished its stage s - 1.
+# Each key is an RGB stage after which the paths are fused. Its value lists the RGB stages that run between the previous
+# fusion and this one. At the fusion after RGB stage s, the pose path has finished its stage s - 1.
 FUSIONS = {2: (1, 2), 3: (3,)}
 
 

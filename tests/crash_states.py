@@ -96,7 +96,7 @@ class Recorder:
 
 @contextmanager
 def recorded(root: Path) -> Iterator[Recorder]:
-    """A context in which the changes of the folder `root` by this process are recorded."""
+    """A context that records every change that this process makes in the folder `root`."""
     recorder = Recorder(root)
 
     def wrapped(call: Callable) -> Callable:

@@ -47,7 +47,7 @@ NOT_HERE = {
         ),
     ),
     "files of 130 MB": ("merge two of the same kind",),
-    "nothing: they say where to read more": (
+    "nothing, because these sentences only say where to read more": (
         *("see `python -m models.weights inspect", "; see README", "see docs/weights.md", "about 35 GB"),
         "see what python -m trainer doctor says",
     ),

@@ -338,10 +338,10 @@ def build_loaders(experiment: Experiment, ranks: Ranks, say: Callable[[str], Non
 
 
 def _shared(experiment: Experiment, sources: tuple[Source, Source] | None, ranks: Ranks) -> tuple[Source, Source]:
-    """The sources of an experiment. Only the first rank of a machine passes `sources`.
+    """The training and the validation source of an experiment. All ranks of a machine call this together.
 
-    It tells the machine's other ranks which clips are usable, because looking at all files takes seconds, or minutes on
-    a network file system.
+    Only the machine's first rank has opened the sources and passes them as `sources`. It tells the other ranks which
+    clips are usable, so that they need not look at all files, which takes seconds, or minutes on a network file system.
     """
     surveys = ranks.from_machine([_survey(source.frames) for source in sources or ()])
     if sources is not None:

@@ -72,7 +72,10 @@ def train_epoch(run: Run, max_steps: float) -> None:
 
 
 def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Do a training step. If the GPU's memory does not suffice, save the run and raise a UserError with advice."""
+    """Do a training step. If the GPU's memory does not suffice, raise a UserError with advice.
+
+    A run with a single rank is saved before the error is raised.
+    """
     try:
         return train_step(run, batch)
     except RuntimeError as error:

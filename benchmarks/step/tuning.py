@@ -16,7 +16,8 @@ from trainer.runtime.tuning import Row, tune
 from trainer.runtime.tuning.choice import in_words
 
 MINUTES = 5.0  # time for measuring; starting and compiling take extra time
-LAST_MOMENT = 420.0  # seconds after which the search ends as if by Ctrl-C, because the part is stopped a little later
+# After this many seconds, the search ends as if by Ctrl-C. A little later, benchmarks/suite.py would stop the process.
+LAST_MOMENT = 420.0
 
 
 def measure(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:

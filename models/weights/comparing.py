@@ -29,8 +29,7 @@ Training then keeps its own new heads.
 class Comparison:
     """The names of tensors, grouped by what is wrong with them.
 
-    `absent` has the parts that are missing and may be missing. It maps each of them to the reason why it may be
-    missing.
+    Some parts of a network may be missing. `absent` maps each of these that is missing to the reason why it may be.
     """
 
     unknown: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ class RtmPose:
 
 
 def why_not(weights: Path | None) -> str:
-    """Why rtmlib cannot be used without a download, such as `rtmlib is not installed`, or '' if it can."""
+    """The reason why rtmlib cannot be used without a download, or '' if it can be used."""
     if importlib.util.find_spec("rtmlib") is None:
         return "rtmlib is not installed"
     missing = missing_weights(weights)

@@ -92,7 +92,7 @@ def absent_findings(splits: Sequence[tuple[ClipTable, str]], max_absent: float, 
     counts = [table.absent.get(split, (0, "")) for table, split in splits]
     totals = [absent + len(table.splits[split]) for (absent, _), (table, split) in zip(counts, splits, strict=True)]
     shares = [absent / max(1, total) for (absent, _), total in zip(counts, totals, strict=True)]
-    # The suggested value allows for every split that still has usable clips, and is rounded up to two digits.
+    # The suggested limit is high enough for every split that still has usable clips. It is rounded up to two digits.
     allowed = int(np.ceil(100 * max((share for share in shares if share < 1), default=0))) / 100
     findings = []
     for (_, split), (absent, first), total, share in zip(splits, counts, totals, shares, strict=True):

@@ -51,7 +51,10 @@ class SkeletonQuality:
         return _quality([clip["frame_dir"] for clip in clips], measures, frames, clips[0]["keypoint"].shape[2])
 
     def worst(self, count: int) -> list[int]:
-        """The numbers of the clips with the largest sums of the three shares. Clips without a fault are left out."""
+        """The numbers of the `count` worst clips, worst first. Clips without a fault are left out.
+
+        The worst clip has the largest sum of its shares `nobody`, `missing` and `jumps`.
+        """
         faults = self.nobody + self.missing + self.jumps
         return [int(clip) for clip in np.argsort(-faults, kind="stable")[:count] if faults[clip] > 0]
 

@@ -150,7 +150,7 @@ def _check_that_none_is_gone(packs: Path, number: int) -> None:
 
 
 def _made_elsewhere(place: Path, wanted: dict[str, int]) -> dict[str, Line]:
-    """The manifest lines, by clip, for the `wanted` joints in a pack that was made with --out."""
+    """The manifest lines, by clip, of a pack made with --out. Lines with joints that are not `wanted` are left out."""
     return {
         clip: line | {"file": str(place / line["file"]) if line["file"] else ""}
         for clip, line in read_manifest(place).items()

@@ -200,7 +200,7 @@ def _disk_errors_for_the_user(out: Path) -> Iterator[None]:
 
 
 def check_numbers(settings: PackSettings, workers: int | None, max_bad: float) -> None:
-    """Raise UserError if one of these numbers is outside its permitted range."""
+    """Raise UserError if a number in `settings`, `workers` or `max_bad` is outside its permitted range."""
     values = {"count": settings.count, "box-pixels": settings.box_pixels, "quality": settings.quality}
     values |= {"workers": workers or 1, "max-bad": max_bad}
     limits = {"quality": (2, 31), "max-bad": (0, 1), "box-pixels": (1, 8192)}

@@ -162,7 +162,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if split.get("matches"):
             lines.append(("number of clips", f"the same as in the published file for {split['matches']}"))
         if split["wrong_side"]:
-            lines.append((f"in {split['split']}, against NTU's rule", f"{split['wrong_side']} clips"))
+            lines.append((split["split"], f"{split['wrong_side']} clips belong to the other split by NTU's rule"))
     if facts["labels"] == [0, 0] and facts["clips"] > 1:
         lines.append(("labels", "all 0, which means that the labels are hidden (as in MA-52's test list)"))
     return lines

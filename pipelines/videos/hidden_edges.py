@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 IN_MP4 = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")  # the boxes around the description of a track
-SAMPLE_ENTRY = 86  # number of bytes in a sample entry for video before the boxes that it contains, including the header
+SAMPLE_ENTRY = 86  # a sample entry of a video has this many bytes, counting its own header, before the boxes inside it
 IN_MKV = (0x18538067, 0x1654AE6B, 0xAE, 0xE0)  # Segment, Tracks, TrackEntry, Video
 PIXEL_CROPS = (0x54AA, 0x54BB, 0x54CC, 0x54DD)  # PixelCropBottom, PixelCropTop, PixelCropLeft, PixelCropRight
 MAX_MP4, MAX_MKV = 64 << 20, 1 << 20  # at most this many bytes of the description of the tracks are read

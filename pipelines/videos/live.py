@@ -31,7 +31,7 @@ NEEDED = {
 }
 # Containers of streams. Playlists (HLS, DASH, SDP) are not among them, because they refer to other addresses and files.
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
-PACED = ("http", "https")  # a file behind such an address arrives faster than it should be played
+PACED = ("http", "https")  # files are read from such addresses faster than they should be played
 PATIENCE = 10.0  # a source that sends nothing for this many seconds has ended
 SLOWEST, FASTEST = 1, 240  # frames per second; if a source claims a rate outside these limits, USUAL_RATE is assumed
 UNIT = Fraction(1, 90_000)

@@ -30,7 +30,7 @@ SMALL_X3D_M = X3DPairConfig(
 
 
 def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with these names and shapes, filled by the formula of the fixtures."""
+    """Return weights with the names and shapes of `state`, and with values by the formula of the fixtures."""
     return {name: det_tensor(name, tuple(tensor.shape)) for name, tensor in state.items()}
 
 

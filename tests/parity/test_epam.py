@@ -1,7 +1,7 @@
 """EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*).
 
-The files also contain `st_*`, outputs of a second attention in the published code. That attention works for 16 frames
-only, and no published weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").
+The fixtures also contain `st_*`, outputs of a second attention in the published code. That attention works for 16
+frames only, and no published weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").
 """
 
 import numpy as np

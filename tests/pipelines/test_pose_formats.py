@@ -71,7 +71,7 @@ def coco_each_frame(folder, name, joints):
 
 
 def coco_data_set(folder, name, joints):
-    """Write all videos into one file, with visibility flags instead of scores."""
+    """Add a video to the single file with all videos, with visibility flags instead of scores."""
     file = folder / "person_keypoints.json"
     whole = json.loads(file.read_text()) if file.exists() else {"images": [], "annotations": []}
     for t in range(FRAMES):

@@ -47,9 +47,9 @@ def test_limbs_are_those_of_a_mirror_image_too(name):
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_a_layout_without_names_is_recognised(name):
-    """Snapshots from before layouts had names contain only the pairs that a flip swaps.
+    """In old snapshots, a layout has no names, but only the pairs of joints that a flip swaps.
 
-    In those snapshots, the pairs of MA-52's body were (right, left).
+    The old pairs of MA-52's body are in the order (right, left).
     """
     known = SKELETONS[name]
     pairs = tuple((right, left) for left, right in known.pairs)

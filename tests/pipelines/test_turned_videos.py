@@ -126,7 +126,8 @@ def test_skeletons_of_stored_frames_keep_them_stored(tmp_path):
         np.savez(tmp_path / "poses" / f"{name}.npz", **arrays)
         (tmp_path / "poses" / f"{name}.json").unlink()
     annotations = work.annotate("stored")
-    facts, said = work.verify(annotations, "shown")  # the field `rotation` of the annotation file decides
+    # The annotation file says `rotation: stored`, which takes precedence over the argument "shown".
+    facts, said = work.verify(annotations, "shown")
     assert facts["rotation"] == {"stored": 2}
     assert "2: 2 annotated as they are stored" in said
     pack, _ = work.prepare(annotations)

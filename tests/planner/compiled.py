@@ -126,7 +126,10 @@ def compile_step(experiment: Experiment, parts: tuple[FusedPart, ...]) -> None:
 
 @contextmanager
 def planning(options: Options) -> Iterator[Callable[[GraphModule, list[Tensor]], Callable[..., Any]]]:
-    """Make tensors fake, and yield a backend of torch.compile that generates Inductor's code, forward and backward."""
+    """Make tensors fake, and yield a backend of torch.compile.
+
+    The backend generates Inductor's code for the forward and the backward pass, and runs no generated code.
+    """
 
     def compile_only(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         compile_fx(graph, inputs)

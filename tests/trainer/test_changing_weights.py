@@ -114,9 +114,9 @@ def test_forward_and_backward_passes_are_allowed_elsewhere(tmp_path: Path) -> No
 
 
 def test_new_code_in_the_loop_that_changes_weights_ends_the_run(build, tmp_path: Path) -> None:
-    """The new code multiplies weights by 1 at the start of an epoch.
+    """The code multiplies weights by 1 at the start of the second epoch, without `changing_weights`.
 
-    At this time, the snapshot of the previous epoch is being written.
+    At this time, the snapshot of the first epoch is being written.
     """
     run = build()
     run.writer, run.journal = Writer(tmp_path / "run"), Journal(tmp_path / "run")

@@ -208,9 +208,9 @@ def told_by_training(file: Path, cache: Path) -> str:
 
 
 def spoiled(folder: Path, seed: int, way: str) -> tuple[str, str]:
-    """Return what `verify` and training say about a data set that is spoiled in this way.
+    """Return what `verify` and training say about a data set that WAYS[way] has spoiled. If `way` is '', it is good.
 
-    `seed` makes the data set, and the way '' leaves it good.
+    seed: the seed of the data set and of the fault.
     """
     rng = np.random.default_rng(seed)
     data = good_data(rng)

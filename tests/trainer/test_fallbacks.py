@@ -153,9 +153,10 @@ def test_a_smaller_batch_fails_to_compile(build, tmp_path, monkeypatch):
 
 
 def test_compiled_code_fails_in_a_later_step(build, tmp_path, monkeypatch):
-    """The code fails in the second part of the second step.
+    """The backward pass fails in the second part of the second step.
 
-    Before that, the first look has called the backward pass twice, and so has the first step.
+    This is its call 5, counted from 0: the first look calls it twice, and each step calls it once for each of its two
+    parts.
     """
     undisturbed = trained(build, "compile=False", "optim.accumulate=2")
     compile_by(monkeypatch, bw_compiler=calls_failing_from(5))

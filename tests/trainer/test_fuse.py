@@ -141,7 +141,7 @@ def margins(*pairs):
 
 
 def test_only_weights_between_known_limits_are_right_for_every_clip():
-    """The first clip needs a first weight above 0.28. The second clip needs a first weight below 0.32."""
+    """The first clip is right if the first member's weight is above 0.28, and the second clip if it is below 0.32."""
     zeros = torch.zeros(2, dtype=torch.int64)
     members = Members(margins((0.72, -0.28), (-0.68, 0.32)), None, zeros, zeros)
     weights = fit_weights(members, "top1")

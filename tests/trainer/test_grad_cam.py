@@ -16,7 +16,7 @@ SIDE, FRAMES, PATCH = 32, 4, 8
 
 
 def batch_of(**columns: torch.Tensor | None) -> Batch:
-    """Return a batch with these columns. The columns that a network does not read are empty."""
+    """Return a batch with the given columns. Labels and the other columns that a network does not need are empty."""
     empty = torch.zeros(0)
     return Batch(**{"label": empty, "coarse_label": empty, "index": empty, "valid": empty, **columns})
 

@@ -25,7 +25,7 @@ CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 @pytest.fixture
 def plug_in(monkeypatch):
-    """Return a function that makes torch see these cards, as if the machine had them."""
+    """Return a function that makes torch see the cards passed to it, as if the machine had them."""
 
     def plug(*cards: Card, architectures=CUDA_13):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # tests/conftest.py hides the machine's GPUs

@@ -28,8 +28,9 @@ ONLY_IN_THE_PAIR = ("model.",)
 NOT_IN_ALL = ("optim.num_epochs", "optim.warmup_epochs", "log_every")
 STREAMS_ALONE = {"rgb": "rgb", "pose": "pose", "limb": "pose"}
 STREAM = ("model.path.widths=(8,16)", "model.path.blocks=(1,1)")
-# Each point is a stage and the number of a file at which the stage's program is killed. At this file, a training run
-# has saved a snapshot within its epoch. An evaluation has written its metrics, but not its scores.
+# Each point STAGE:N kills the program of a stage just before its N-th file gets its final name. With the numbers below,
+# a training run has then saved a snapshot within its epoch, and an evaluation has written its metrics but not its
+# scores.
 POINTS = ["rgb:6", "rgb/eval:2", "pose:6", "pose/eval:2", "limb:6", "limb/eval:2"]
 POINTS += ["merged:1", "finetuned:6", "finetuned/eval:2", "late_fusion:2", "fused:2"]
 SCORED = ("rgb/eval", "pose/eval", "limb/eval", "finetuned/eval", "late_fusion", "fused")

@@ -103,7 +103,7 @@ COURSES = {
 
 
 def test_the_courses_kill_at_least_ten_times():
-    """The exit code of each process shows whether it was killed."""
+    """The next test checks by exit codes that each of these processes is killed."""
     assert sum(not isinstance(point, int) for course in COURSES.values() for point in course) >= 10
 
 

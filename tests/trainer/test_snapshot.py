@@ -92,7 +92,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
 
 
 def test_the_last_one_is_the_newest_after_a_resume_with_a_larger_batch(tmp_path: Path) -> None:
-    """After 120 clips in 30 steps of 4, the resumed run has trained 200 clips, which are 5 steps of 40."""
+    """With batches of 4, step 30 ends after 120 clips. With the later batches of 40, step 5 ends after 200 clips."""
     writer = saved(tmp_path, (2, 30))
     writer.save({"place": [2, 5]}, 2, 5)
     writer.close()

@@ -87,13 +87,14 @@ def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console
 def results_of(scores: Sequence[StoredScores], names: Sequence[str]) -> list[Result]:
     """The metrics of all scores that have labels and settings.
 
-    If an experiment was run on several splits, such as cross-subject and cross-view, its name is used for all its runs.
+    If no two scores are of the same split, as with cross-subject and cross-view, each result gets the name of its
+    experiment instead of the name in `names`.
     """
     known = [(each, name) for each, name in zip(scores, names, strict=True) if each.experiment and each.has_labels]
     splits = [each.experiment.data.split_for(train=False) for each, _ in known if each.experiment]
-    one_each = len(set(splits)) == len(splits) > 1
+    splits_differ = len(set(splits)) == len(splits) > 1
     return [
-        Result(each.experiment.name if one_each else name, each.experiment, all_metrics(each.scores))
+        Result(each.experiment.name if splits_differ else name, each.experiment, all_metrics(each.scores))
         for each, name in known
         if each.experiment
     ]

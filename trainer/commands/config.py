@@ -86,7 +86,7 @@ def show(setting: Setting, console: Console, note: str = "") -> None:
 def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[Setting]:
     """The settings of an experiment or of one of its parts, whose names start with `prefix`.
 
-    defaults: an object of the same type whose values are the defaults, or None if the type of `config` defines the
+    defaults: an object of the same type whose values are the defaults, or None if the type of `part` defines the
     defaults.
     """
     hints, limits, texts = get_type_hints(type(part)), ranges(type(part)), meanings(type(part))

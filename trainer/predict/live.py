@@ -98,7 +98,8 @@ class LivePredictor:
             people = self.skeletons.people(frame.frame)
             self.recent.append((frame, people))
             annotated.show(frame.frame, frame.number, self._bodies(frame.number, people))
-            # A source whose frame rate or times are wrong must not fill the memory, so the number of frames counts too.
+            # Drop frames that are older than a window. If a source gives wrong times, no frame may look old, so the
+            # number of frames is limited too. Otherwise the frames would fill the memory.
             most = MARGIN * self.choice.window
             while source.times.seconds(self.recent[0][0].number) <= shown - length + 1e-6 or len(self.recent) > most:
                 self.recent.popleft()

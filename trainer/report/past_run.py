@@ -81,9 +81,9 @@ class PastRun:
 
 
 def find_runs(folder: Path) -> Iterator[PastRun]:
-    """The runs whose work directory is `folder`, or a folder at most two levels below it, with few records.
+    """The runs whose work directory is `folder`, or a folder at most two levels below it.
 
-    Damaged work directories are skipped, with a message.
+    Each run has only the records that `read_progress` returns. Damaged work directories are skipped, with a message.
     """
     for pattern in ("", "*/", "*/*/"):
         for file in folder.glob(pattern + SETTINGS):

@@ -178,7 +178,11 @@ def relative_distance(values: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def choose_benchmark(run: Run, part: Batch, clock: Callable[[], float]) -> str:
-    """Choose whether cuDNN times its algorithms for each convolution, by timing steps with and without this mode."""
+    """Turn cuDNN's benchmark mode on or off, in which cuDNN times its algorithms for each convolution.
+
+    If neither the experiment nor the snapshot decides, steps are timed with and without the mode. Returns a sentence
+    about the choice, or "" if there is none, as on a CPU.
+    """
     own, earlier = run.experiment.cudnn_benchmark, run.decisions.cudnn_benchmark
     if own is not None or earlier is not None:
         choice = bool(earlier if own is None else own)

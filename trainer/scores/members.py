@@ -77,7 +77,7 @@ def matched(first: StoredScores, second: StoredScores) -> StoredScores:
 
     Raises UserError, which names a clip, unless both have the same clips with the same labels and the same classes.
     """
-    first.in_order_of(second.names)  # called only to name a clip that the first file lacks
+    first.in_order_of(second.names)  # called only because it raises an error if `first` lacks a clip of `second`
     second = second.in_order_of(first.names)
     sizes = [mean_of_streams(each.scores).shape[1] for each in (first, second)]
     if sizes[0] != sizes[1]:

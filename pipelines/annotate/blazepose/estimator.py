@@ -18,7 +18,7 @@ from pipelines.skeleton import COCO_17, MEDIAPIPE_33
 
 DETECTOR_SIDE, LANDMARKS_SIDE = 224, 256  # sides of the networks' square inputs in pixels
 GRIDS = ((28, 2), (14, 2), (7, 6))  # the detector's grids: cells per side, and boxes per cell
-LEAST = 0.5  # boxes of the detector and sets of landmarks need at least this probability of a person
+LEAST = 0.5  # a box, a set of landmarks or a heatmap is used only if its probability is at least this
 SAME_PERSON = 0.3  # boxes with at least this intersection over union belong to the same person
 NEAR = 0.15  # two squares show the same person if their centres are closer than this share of their side
 MARGIN = 1.25  # the side of the landmarks' square, divided by the diameter of the circle around the person
@@ -31,7 +31,7 @@ USED = [*(MEDIAPIPE_33.names.index(name) for name in COCO_17.names), 33, 34]
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """A part of a picture: its centre and side in pixels, and the angle by which it is turned clockwise in radians."""
+    """A part of a picture: its centre and side in pixels, and the angle in radians by which it is turned clockwise."""
 
     x: float
     y: float

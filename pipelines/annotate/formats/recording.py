@@ -59,7 +59,7 @@ class Recording:
         self.detections.append(Detection(frame, joints, score, track))
 
     def num_joints(self) -> set[int]:
-        """The set of the numbers of joints that people in this recording have."""
+        """The number of joints of a person. The set has several numbers if people in this recording differ."""
         return {len(detection.joints) for detection in self.detections}
 
 

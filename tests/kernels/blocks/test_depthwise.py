@@ -131,7 +131,10 @@ def far_from_zero(function, dtype) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
-    """Make strips small: one or two lanes wide, several across and down an image, and several images per program."""
+    """Make strips one or two lanes wide, so that an image has several strips across and several strips down.
+
+    A program then processes several images.
+    """
     for name, value in SMALL_STRIPS.items():
         monkeypatch.setattr(fused, name, value)
 

@@ -51,7 +51,7 @@ def test_one_graph_and_few_launches_each_way(graphs, name):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_what_the_compiler_hands_to_triton_compiles(launches, name):
-    """Kernels that Inductor compiles spill no registers and compute nothing in float64, as in a direct launch."""
+    """When Inductor compiles our kernels, they also spill no registers and compute nothing in float64."""
     assert len(launches[name]) == 2 * 2 * LAUNCHES[name]
     for launch in launches[name]:
         assert not launch["float64"], launch

@@ -85,7 +85,11 @@ def loss_lines(train: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def accuracy_lines(train: Iterable[str], val: Iterable[str], kind: str) -> list[dict[str, Any]]:
-    """The lines of one kind of accuracy: for each stream and each sum in validations, and faint lines for training."""
+    """The lines of one kind of accuracy, such as top1.
+
+    There is a line for each stream and for each sum of streams in validation, and a faint one for each stream in
+    training.
+    """
     lines = []
     for name in val:
         match = ACCURACY.fullmatch(name)

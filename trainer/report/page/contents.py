@@ -21,7 +21,9 @@ from trainer.stored import differences, from_settings
 DECISIONS = ("first look: ", "tuned on ", "not tuned for ")  # beginnings of the lines of train.log that tell decisions
 LOG_BYTES = 64 << 20  # if train.log is larger, only this many of its bytes are searched
 LONGEST_VALUE = 400  # longer values of settings are cut after this many characters
-BOUND, TOOK_PART = 0.2, 0.05  # limits for the share of the time spent waiting for data
+# If the host waited for data during at least this share of the time, the data limited the speed (first number) or
+# slowed the run a little (second number).
+LIMITING, SLOWING = 0.2, 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,9 +174,9 @@ def speed_of(run: PastRun) -> list[str]:
         )
     if waits:
         share = float(np.median(waits))
-        if share >= BOUND:
+        if share >= LIMITING:
             what = "so reading and decoding the data limited the speed"
-        elif share >= TOOK_PART:
+        elif share >= SLOWING:
             what = "so the data slowed the run a little; mostly the network limited the speed"
         else:
             what = "so the network limited the speed, and not the data"

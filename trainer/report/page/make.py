@@ -32,7 +32,8 @@ NUM_COLOURS = 10  # number of colours for lines, which page.css defines as c0 to
 class Shown:
     """A run with what the page shows about it.
 
-    missing: sentences about what the page does not show, and why. state: the state of a run that is just ending.
+    missing: sentences about what the page does not show, and why. state: the state of a run that is just ending, and
+    otherwise empty.
     """
 
     run: PastRun
