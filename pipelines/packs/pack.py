@@ -1,4 +1,4 @@
-"""A pack with one row for each clip of an annotation table, from which single frames are read."""
+"""Opens packs, and reads single frames from them."""
 
 import os
 import zlib

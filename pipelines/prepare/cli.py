@@ -25,7 +25,7 @@ from pipelines.videos.turn import Rotation
 
 
 def form_of(words: Iterable[str]) -> Callable[..., int | None]:
-    """The function that handles a command line with these words: `main`, or the one for --check, --list or --drop."""
+    """The function for a command line: `check_main` for --check, `packs_main` for --list or --drop, else `main`."""
     flags = {word.partition("=")[0] for word in words}
     return check_main if "--check" in flags else packs_main if flags & {"--list", "--drop"} else main
 

@@ -133,7 +133,7 @@ def _prepare_text(figure: Figure) -> None:
 
 
 def drawable_lines(text: str) -> str:
-    """`drawable` for each line of a text."""
+    """Apply `drawable` to each line of a text."""
     return "\n".join(drawable(line) for line in text.split("\n"))
 
 
