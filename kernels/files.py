@@ -68,7 +68,7 @@ def _misfit(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(stream)
         needed = math.prod(shape) * dtype.itemsize + stream.tell()
-    return None if needed == entry.file_size else f"{entry.filename} of {shape} does not have that many numbers"
+    return None if needed == entry.file_size else f"the size of {entry.filename} does not fit its shape {shape}"
 
 
 def archive_entries(file: BinaryIO, small: int) -> list[zipfile.ZipInfo]:

@@ -10,7 +10,7 @@ from kernels.program import UserError
 from models.config import EpamConfig
 from models.layers import ConvBn, pixels, unfold_pixels
 
-FRAME_RATIO = EpamConfig.frame_ratio or 1  # pose frames per RGB frame; the first of them determines the map
+FRAME_RATIO = EpamConfig.frame_ratio or 1  # pose frames per RGB frame; attention reads only the first of them
 
 
 class PoseAttention(nn.Module):

@@ -344,5 +344,8 @@ def peak_of_time_mean(x: Tensor, num_frames: int) -> Tensor:
 
 
 def scaled_cross_entropies(scores: list[Tensor], scales: tuple[float, ...], label: Tensor) -> Tensor:
-    """Return the sum, over all kinds of error, of the cross-entropy of scale * scores."""
+    """Return the sum of the cross-entropies of scale * scores.
+
+    `scores` and `scales` have one entry for each kind of error (`PrototypeContrast.contrast`).
+    """
     return torch.stack([F.cross_entropy(scale * s, label) for s, scale in zip(scores, scales, strict=True)]).sum()

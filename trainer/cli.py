@@ -45,7 +45,7 @@ OTHER_WORDS |= dict.fromkeys(("test", "val", "validate"), "`python -m trainer ev
 START_RANKS = ("eval", None)
 
 PATIENCE_FOR_SNAPSHOT = 60  # seconds to wait for a snapshot that is being written
-PATIENCE_FOR_END = 3  # seconds to wait for the launcher to notice that another rank has failed, and to end this rank
+PATIENCE_FOR_END = 3  # seconds that a failed rank waits for the launcher to end it, in case another rank failed first
 
 
 def main() -> None:

@@ -159,7 +159,8 @@ def find_files(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     keys = videos | {name.rpartition("/")[2] for name in videos}
     own_files = [file for file in sorted(folder.rglob("*")) if file.suffix in EXTENSIONS and file.is_file()]
     stems = [file.relative_to(folder).with_suffix("").as_posix() for file in own_files]
-    # NAME.mp4.json belongs to the video NAME.mp4 if all files are named like this, and otherwise to NAME.mp4.mp4.
+    # The names of videos in this function have no extension. NAME.mp4.json can belong to the video NAME or to a video
+    # with the odd name NAME.mp4. It belongs to NAME if the name of every file contains the extension of a video.
     with_extension = all(clip_name(stem) != stem for stem in stems)
     likely = [clip_name(stem) if with_extension else stem for stem in stems]
     likely_keys = set(likely)
@@ -195,7 +196,8 @@ def _own(
 ) -> list[Path]:
     """The files that `key` refers to, for the video `name`. An empty list if there are none.
 
-    Files in a sub-folder belong to this video only if no other of the `videos` is in a sub-folder of that name.
+    If `key` has no folder, it also refers to files in sub-folders, such as sub/KEY.json. Such a file is left out if
+    one of the `videos` is called sub/KEY.
     """
     deep = [place for place in exact if "/" not in key and place.endswith(f"/{key}") and place not in videos]
     for places, each_frame in ((exact, False), (frames, True)):

@@ -44,7 +44,7 @@ class _Dtype:
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Refuse array content that is not bytes: a view of an array could outlive the array and read freed memory."""
+    """Refuse array content that is not bytes: an array could be freed while a view of it is still being read."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
         raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
 

@@ -312,12 +312,12 @@ def packets_of(text: str) -> np.ndarray:
 
 
 def index_is_current(folder: Path) -> bool:
-    """Whether the index is intact, was made from a manifest of the same size, and no part waits to be merged."""
+    """Whether the index is intact, the manifest has the size that the index records, and no part waits to be merged."""
     return not parts_of(folder) and _stored_index(folder) is not None
 
 
 def _stored_index(folder: Path) -> Index | None:
-    """The index on disk, or None if it is damaged, or was made from a manifest of another size."""
+    """The index on disk, or None if it is damaged or the manifest does not have the size that the index records."""
     place = folder / "index"
     try:
         before = place.stat().st_ino

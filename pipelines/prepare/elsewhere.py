@@ -190,7 +190,7 @@ def _earlier_digest(count: int, settings: PackSettings) -> str:
 
 
 TOLERANCE = 2  # a region may be too small by this many pixels of the video, because regions are rounded to even pixels
-ENOUGH = 0.9  # an earlier clip must have at least this share of the scale of a new clip
+ENOUGH = 0.9  # an earlier clip must have at least this share of the resolution that a new clip would have
 
 
 def _fewest(line: Line, table: ClipTable, row: int, settings: PackSettings, count: int) -> int | None:

@@ -48,7 +48,7 @@ def estimate(task: Task, todo: Survey, workers: int | None) -> None:
         return
     pace = _recorded(task, workers) or _measured(task, todo, rows, workers)
     if pace is None:
-        text = "none of them can be decoded, so they are left out; look at them with python -m pipelines.verify"
+        text = "none of these clips can be decoded, so they are left out; look at them with python -m pipelines.verify"
         say(f"{task.videos}: {text}", **PLAIN)
         return
     frames = int(task.table.total_frames[rows].sum())

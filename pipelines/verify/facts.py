@@ -24,7 +24,7 @@ NTU60_CAMERAS = {2, 3}  # cameras in the train split of xview
 # Subjects in the train split of NTU-120's xsub. The train split of xset has the even setups.
 NTU120_SUBJECTS = NTU60_SUBJECTS | {45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89}
 NTU120_SUBJECTS |= {*range(91, 96), 97, 98, 100, 103}
-# By number of classes: the pairs of splits that follow a rule.
+# For each number of classes, the pairs of splits for which a rule says which clips are in training.
 NTU_RULES = {60: ("xsub", "xview"), 120: ("xsub", "xset")}
 NTU_CLIPS = {60: 56578, 120: 113945}  # total number of clips in the two splits of a pair
 MA52_FILES = {11250: "train", 5586: "val or test"}

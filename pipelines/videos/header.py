@@ -145,7 +145,7 @@ def _listed_frames(container: av.container.InputContainer, stream: av.VideoStrea
 
 
 def _count_packets(video: str) -> int:
-    """The number of frames in a video, counted from the first key frame on: a decoder returns none before it."""
+    """The number of frames in a video from its first key frame on. Decoders return no frames before that one."""
     with open_video(video, PATIENCE) as (container, stream):
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
         shown = (packet.size > 0 and not packet.is_discard for packet in itertools.islice(packets, MAX_PACKETS))

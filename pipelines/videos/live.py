@@ -1,7 +1,7 @@
 """Frames of a live source: a stream on a network, a camera, or a file that is played at its own speed.
 
-A thread reads the source. If a program is slower than the source, the oldest frames are dropped, so its delay never
-exceeds a limit.
+A thread reads the source. If a program is slower than the source, the oldest frames are dropped, so the program's
+delay never exceeds a limit.
 """
 
 import contextlib

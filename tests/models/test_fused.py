@@ -71,7 +71,7 @@ def test_a_copy_and_a_compiled_network_are_fused_as_well(kind):
         torch.testing.assert_close(value, expected[name.replace("_orig_mod.", "")], rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_a_plain_network_knows_nothing_of_it(monkeypatch):
+def test_a_plain_network_calls_no_kernel(monkeypatch):
     def called(*arguments):
         raise AssertionError("a plain network has called a kernel")
 

@@ -1,4 +1,4 @@
-"""Fixtures that find published outputs. Files that describe cases may also come from the default folder."""
+"""Fixtures that find published outputs. Files that describe cases are also looked up in shared/fixtures."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -108,7 +108,7 @@ def test_a_given_split_with_copies_on_both_sides_is_told(videos):
     without = split_labels(replace(labels, splits=[]), pairs, said.append)
     assert split_labels(without, pairs, said.append) == without
     assert "have a copy" not in said[1]
-    assert len(said) == 2  # the second message is not a warning about the new split
+    assert len(said) == 2  # said[1] announces the new split, and a check of this split prints nothing
     grouped = Labels(["a", "b", "c"], [0, 0, 0], ["train", "val", "val"], (), ["x", "x", "y"])
     split_labels(grouped, [], said.append)
     assert "1 of 2 validation videos, such as b, have videos of their group in training" in said[2]

@@ -42,9 +42,9 @@ LONGER = replace(TINY, num_frames=(30, 40))
 
 
 def test_bytes_depend_on_nothing_left_in_memory(tmp_path):
-    """x264's macroblock tree reads uninitialised memory (with AVX-512).
+    """Clips are encoded without x264's macroblock tree, which reads uninitialised memory (with AVX-512).
 
-    The effect appears when one process encodes eight clips.
+    With it, the bytes would differ when one process encodes eight clips.
     """
     clips = clip_ids(LONGER)[:8]
     made: list[set[bytes]] = [set() for _ in clips]

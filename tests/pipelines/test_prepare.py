@@ -302,6 +302,6 @@ def test_an_estimate_for_nothing_but_a_broken_video(scene):
     places = (work.table(), work.videos, work.out, work.settings)
     dry_run(*places, workers=1, max_bad=0.5, console=Console(file=said, width=300))
     assert "1 of 2 clips have to be made" in said.getvalue()
-    assert "none of them can be decoded, so they are left out" in said.getvalue()
+    assert "none of these clips can be decoded, so they are left out" in said.getvalue()
     with pytest.raises(UserError, match="can be decoded"):
         dry_run(*places, workers=1, max_bad=0.4, console=Console(file=said))

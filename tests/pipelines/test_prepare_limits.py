@@ -55,7 +55,7 @@ def claiming(path: Path, width: int, height: int) -> Path:
     content = path.read_bytes()
     at = content.index(b"strf") + 12
     content = content[:at] + struct.pack("<ii", width, height) + content[at + 8 :]
-    # the marker, its length and the bits per sample; then follow height and width
+    # the marker of a JPEG frame, the length of its header and the bits per sample; height and width follow
     start_of_frame = b"\xff\xc0\x00\x11\x08"
     parts = content.split(start_of_frame)
     size = struct.pack(">HH", height, width)

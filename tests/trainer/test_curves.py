@@ -151,7 +151,7 @@ def test_the_legend_tells_coarse_lines_from_fine_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_classes", "page"), [(52, (11.7, 8.3)), (60, (11.7, 8.3)), (120, (16.5, 11.7))])
 def test_class_names_can_be_read_where_the_matrix_fills_a_page(num_classes: int, page: tuple[float, float]) -> None:
-    """The pages of 52 and 60 classes are A4, and those of 120 classes are A3. Names have at least 5 points there."""
+    """The pages of 52 and 60 classes are A4, and those of 120 classes are A3. Names are set in 5 points or more."""
     names = [f"{'a class with a long' if number == 7 else 'some'} name {number}" for number in range(num_classes)]
     figure = draw_confusion(np.eye(num_classes), names, [number % 8 for number in range(num_classes)])
     shrink = min(1.0, *(side / own for side, own in zip(page, figure.get_size_inches(), strict=True)))

@@ -1,4 +1,7 @@
-"""`python -m trainer export`: files give the network's scores at both sizes, and contain all that users must know."""
+"""`python -m trainer export`: files give the network's scores, and contain all that users must know.
+
+The scores are compared at the image sizes of training and of validation.
+"""
 
 import importlib.util
 import json
@@ -83,7 +86,7 @@ def scorer_of(experiment, checkpoint) -> Scorer:
 
 
 def check_scores(experiment, checkpoint, score):
-    """Assert that `score` equals the network at both sizes, on other clips than those that `export` compares."""
+    """Assert that `score` equals the network at both image sizes, on other clips than those that `export` compares."""
     scorer = scorer_of(experiment, checkpoint)
     spread = []
     for num_clips, train in ((1, False), (5, True), (4, False)):

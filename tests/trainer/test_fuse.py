@@ -132,9 +132,9 @@ def test_views_that_cannot_be_are_refused(tmp_path, capsys, views):
 
 
 def margins(*pairs):
-    """Return two members [2, N, 2] of scores for two classes. The label is class 0.
+    """Return the scores of two members for N clips and two classes: [2, N, 2]. The label of every clip is class 0.
 
-    Each pair is for one clip. For each of the two members, it contains the score of class 0 minus that of class 1.
+    pairs: for each clip, the score of class 0 minus that of class 1, of the first member and of the second member.
     """
     halved = torch.tensor(pairs, dtype=torch.float64).T / 2
     return torch.stack([0.5 + halved, 0.5 - halved], dim=2)
@@ -316,7 +316,7 @@ def test_a_fusion_for_ma52_is_submitted(tmp_path, capsys):
         ({"rgb": np.full((40, 6), 1 / 6)}, "has 5 classes, but"),
         ({"settings": json.dumps(to_settings(EXPERIMENTS["demo"]))}, "are for other classes than its scores: write it"),
         ({"settings": json.dumps(to_settings(FAR))}, "are for other classes than its scores: write it"),
-        ({"name": np.array(NAMES, object)}, "is damaged or hostile (name.npy of (40,)"),
+        ({"name": np.array(NAMES, object)}, "is damaged or hostile (the size of name.npy does not fit its shape (40,)"),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, changes, sentence):

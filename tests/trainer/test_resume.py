@@ -93,9 +93,14 @@ def assert_unbroken(log, run, unbroken):
 # `snapshot:N`, N counts the steps or writes of one process from 1. A plain number is the value of `--max-steps`, which
 # counts the steps of the whole run.
 COURSES = {
-    # Kills in steps 1, 4 and 3 of the first epoch, and in step 1 of the second epoch. The last two of these processes
-    # resume from the same snapshot. Then a stop after step 2 of the second epoch, and a kill in its last step.
-    "steps": ["step:1", "step:4", "step:1", "step:4", 7, "step:3"],
+    "steps": [
+        "step:1",  # killed in step 1 of the first epoch, before there is a snapshot
+        "step:4",  # killed in step 4
+        "step:1",  # resumes after step 2, and is killed in step 3
+        "step:4",  # resumes after step 2 again, and is killed in step 1 of the second epoch
+        7,  # stops after step 2 of the second epoch
+        "step:3",  # killed in step 5, the last one
+    ],
     "validation": ["validation:begin", "validation:inside", "validation:end"],
     # Kills while writing the first snapshot, the link to it, and the link to the second snapshot.
     "snapshots": ["snapshot:1", "snapshot:2", "snapshot:2"],

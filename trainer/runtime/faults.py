@@ -41,9 +41,9 @@ def is_from_compiler(error: BaseException) -> bool:
 
 
 def exceeds_memory(error: BaseException) -> bool:
-    """Whether a step failed because of too little memory, for a network that cuDNN has computed before.
+    """Whether too little memory made a step fail. cuDNN must have computed a step of the same network before.
 
-    For such a network, cuDNN's message that it has no plan for a convolution also means too little memory.
+    After such a step, cuDNN's message that it has no plan for a convolution also means too little memory.
     """
     return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
 

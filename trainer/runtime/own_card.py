@@ -9,7 +9,7 @@ import os
 from trainer.runtime.srun import RUN_ID
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# environment variable of a rank that names all GPUs of its machine; CUDA_VISIBLE_DEVICES names only the rank's GPU
+# This environment variable names all GPUs of the machine. In a rank, CUDA_VISIBLE_DEVICES names only the rank's own.
 ALL = "DUET_CARDS"
 
 

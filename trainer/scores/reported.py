@@ -76,7 +76,10 @@ def table_of(title: str, columns: Mapping[str, str], results: Sequence[Result]) 
 
 
 def protocol_table(title: str, results: Sequence[Result]) -> Table:
-    """A table with a column for each protocol, such as cross-subject, and a row for each name and input of networks."""
+    """A table of top-1 with a column for each protocol, such as cross-subject.
+
+    Each row has the name of an evaluation and the input of the network (INPUTS).
+    """
     cells: dict[tuple[str, str], dict[str, float]] = {}
     for result in results:
         split = result.experiment.data.split_for(train=False) or ""

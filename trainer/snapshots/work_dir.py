@@ -152,8 +152,8 @@ def check(work_dir: Path) -> None:
             f"{work_dir} contains checkpoints that this program did not write, such as {checkpoints[0].name}: choose "
             "another --work-dir (--init loads the weights of such a file)"
         )
-    # Snapshots are renamed into place, so links with their names, such as latest.pth, are only ever replaced,
-    # as is a link in place of the lock.
+    # Links with the name of a snapshot, such as latest.pth, or of the lock are allowed: a run replaces such a link and
+    # does not write through it.
     refuse_links(
         (path for path in _inside(work_dir) if path.suffix != ".pth" and path.name != LOCK), "choose another --work-dir"
     )
