@@ -23,7 +23,7 @@ class ClipPlan:
 
     row: [N] rows of the annotation table.
     rgb_frames: [N, T], and pose_frames: [N, T'], int64 frame numbers for the two streams.
-    box: [N, 4] (left, top, right, bottom) of the part to crop, in pixels of the annotation.
+    box: [N, 4] (left, top, right, bottom) of the part to which frames are cropped, in pixels of the annotation.
     flip: [N] bool, whether to mirror the clip.
     """
 

@@ -68,7 +68,7 @@ def _with_loader(experiment: Experiment, fixed: frozenset[str], target: Target, 
 
 
 def measure_first_look(target: Target, experiment: Experiment, fixed: frozenset[str]) -> Iterator[Result]:
-    """Run the checks of the device that training runs before its first step, and yield the decisions."""
+    """Check the device as every training run does before its first step (FirstLook), and yield the decisions."""
     from benchmarks.data.clips import on_made_clips
 
     start = time.perf_counter()

@@ -36,7 +36,7 @@ class EstimatorOptions:
     """Estimate every N-th frame, and interpolate the others."""
 
     def check(self) -> None:
-        """Raise UserError if the options contradict each other."""
+        """Raise UserError if `every` is below 1, or if the options contradict each other."""
         if self.every < 1:
             raise UserError(f"--every {self.every}: choose 1 for all frames, 2 for every second frame, and so on")
         if self.weights is not None and self.estimator == "blazepose":

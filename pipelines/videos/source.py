@@ -32,7 +32,7 @@ from pipelines.videos.header import Header, read_header, read_headers
 from pipelines.videos.on_cpu import decode_clip
 from pipelines.videos.turn import AnnotatedImage, Rotation
 
-MAX_CHECKS = 4  # at most this many videos are decoded by both DALI and PyAV and compared
+MAX_CHECKS = 4  # DALI's frames are compared with PyAV's in at most this many videos
 
 
 @dataclass(frozen=True)

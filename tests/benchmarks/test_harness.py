@@ -73,7 +73,7 @@ def test_limits_divide_the_machines_rates_by_the_cost_of_a_step(tmp_path):
 
 @pytest.mark.parametrize("name", GUIDE)
 def test_the_arithmetic_of_a_step_is_that_of_the_network(name):
-    """The harness counts a forward pass and multiplies by 3.
+    """The harness counts the operations of a forward pass and multiplies their number by 3.
 
     It does not count the backward pass, because torch miscounts that of grouped convolutions.
     """

@@ -35,7 +35,7 @@ def broken_below(
     new: str,
     folder: Path,
 ) -> tuple[ModuleType, ModuleType]:
-    """Return a broken copy of `module`, and a copy of the last of `modules` that uses this broken copy.
+    """Break `module`. Returns the broken copy, and a copy of the last of `modules`, which uses the broken copy.
 
     Each module in `modules` imports the modules before it.
     """

@@ -153,7 +153,7 @@ def test_an_error_of_planning_has_its_own_message(loader, monkeypatch):
 
 
 def test_signals_are_handled_while_a_batch_is_awaited(loader, monkeypatch):
-    """The signal handler sets the gate. Without the handler, the batch would never arrive."""
+    """Reading waits until the signal handler sets the gate. Without the handler, the batch would never arrive."""
     opener = Opener(monkeypatch)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: opener.gate.set())
     try:

@@ -39,7 +39,7 @@ def batch(experiment: Experiment, train: bool, seed: int) -> tuple[Tensor, Tenso
 
 
 NETS = {(e.model, e.clip): name for name, e in reversed(EXPERIMENTS.items()) if "ntu120" not in name}
-"""One name for each network. ntu60_x3d_tuned has the network of ntu60_x3d, and NTU-120 has those of NTU-60."""
+"""One name for each network. ntu60_x3d_tuned has the network of ntu60_x3d. NTU-120 has the networks of NTU-60."""
 
 
 @pytest.mark.parametrize("name", [name if name == "demo" else pytest.param(name, marks=SOAK) for name in NETS.values()])

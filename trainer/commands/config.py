@@ -107,10 +107,10 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
 
 
 def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setting]) -> tuple[str, dict[str, Any]]:
-    """The settings with which --diff compares: their name in words, and their values.
+    """The settings with which --diff compares `experiment`: a description in words, and the value of each setting.
 
-    They are those of the shipped experiment, or of a user's own experiment as its file defines it. If `experiment` has
-    exactly these settings, --diff compares with the defaults instead.
+    These are the settings of the shipped experiment, or of a user's own experiment as its file defines it. If
+    `experiment` has exactly these settings, --diff compares it with the defaults instead.
     """
     shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
     for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):

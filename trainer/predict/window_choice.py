@@ -38,7 +38,7 @@ class WindowChoice:
 def choose_windows(window: int | None, stride: int | None, checkpoint: Path) -> WindowChoice:
     """The windows that --window and --stride ask for, or else windows that are as long as the run's training clips.
 
-    Raises UserError if the options contradict each other.
+    Raises UserError unless 1 <= stride <= window <= LONGEST.
     """
     lengths = None if window is not None else training_lengths(checkpoint)
     if window is not None:

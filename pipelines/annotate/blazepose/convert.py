@@ -161,7 +161,7 @@ class Converter:
             self.nodes.append(helper.make_node("Relu", [f"{result}/linear"], [result]))
 
     def store(self, output: int, what: str, value: Any) -> str:
-        """Store a constant for the operator that computes `output`, and return the name of its value."""
+        """Store a constant for the operator that computes `output`. Returns the name by which operators read it."""
         key = f"{self.name(output)}/{what}"
         self.constants[key] = np.array(value)
         if self.constants[key].dtype != np.float16:
