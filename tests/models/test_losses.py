@@ -70,6 +70,21 @@ def test_gradients_of_soft_f1():
     assert full_precision(logits.bfloat16()).dtype == torch.float32
 
 
+def test_the_soft_f1_loss_ignores_the_adjustment_of_logits():
+    losses = ClassifierLosses(replace(SMALL_PAIR, f1_weight=1.0))
+    before = losses("rgb", drawn(), LABEL, 1.0)["loss_f1_rgb"]
+    adjust_logits(losses, torch.tensor([100, 1, 30, 5]), 1.0)
+    assert losses("rgb", drawn(), LABEL, 1.0)["loss_f1_rgb"] == before
+
+
+def test_losses_of_16_bit_logits_are_computed_in_float32():
+    losses = ClassifierLosses(replace(SMALL_PAIR, f1_weight=1.0, label_smoothing=0.1))
+    logits = drawn().bfloat16()
+    computed, expected = (losses("rgb", each, LABEL, 1.0) for each in (logits, logits.float()))
+    assert all(loss.dtype == torch.float32 for loss in computed.values())
+    assert computed == expected
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_classifier_gets_each_term_in_training_only(config):
     torch.manual_seed(0)
