@@ -230,6 +230,7 @@ def test_weights_fitted_on_half_of_the_clips_and_the_result_on_the_other_half(tm
     assert torch.bincount(members.label[some]).tolist() == [4] * 5
     assert read_scores(tmp_path / "out" / "scores.npz").names == NAMES[others].tolist()
     fitted = members.at(some)
+    assert tuple(report["weights"]) == fit_weights(fitted, "top1") != fit_weights(members, "top1")
     on_fitted = [fitted.outcome(weights).measure("top1") for weights in (report["weights"], (1, 0), (0, 1))]
     assert on_fitted[0] >= max(on_fitted)
     assert report["fused"] == members.at(others).outcome(report["weights"]).measure("top1")
