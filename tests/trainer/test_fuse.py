@@ -234,6 +234,10 @@ def test_weights_fitted_on_half_of_the_clips_and_the_result_on_the_other_half(tm
     on_fitted = [fitted.outcome(weights).measure("top1") for weights in (report["weights"], (1, 0), (0, 1))]
     assert on_fitted[0] >= max(on_fitted)
     assert report["fused"] == members.at(others).outcome(report["weights"]).measure("top1")
+    first, second = report["contributions"]
+    for member, other in ((first, second), (second, first)):  # without a member, the other one is left
+        assert member["gain"] == pytest.approx(report["fused"] - other["alone"])
+        assert member["gain_interval"][0] <= member["gain"] <= member["gain_interval"][1]
     assert report["interval"][0] <= report["fused"] <= report["interval"][1]
     low, high = report["interval"]
     assert f"fused top-1: {report['fused']:.4f}, 95 % interval {low:.4f} to {high:.4f}" in shown
