@@ -342,6 +342,7 @@ def test_mcnemars_test_and_the_bootstrap_agree_with_scipy():
     score = torch.stack([~first, first], dim=1).double()
     outcome = outcome_of(score, torch.ones(3000, dtype=torch.int64), None, torch.zeros(3000, dtype=torch.int64))
     assert torch.equal(outcome.is_right, first)
+    assert interval(torch.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
     low, high = interval(resampled([outcome], "top1")[:, 0])
     expected = stats.binomtest(int(first.sum()), 3000).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.003)
