@@ -1,6 +1,6 @@
 """PCAN's head: the two-stream head with tree loss, prototype contrast on both label levels, and prototype logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,19 +18,6 @@ from models.losses import full_precision
 ALPHA = 0.125  # strength with which PrototypeContrast.contrast changes a sample's score for its own class
 TAU = 0.125  # temperature of the scores
 MOMENTUM = 0.9  # weight of the old value when a prototype moves towards the mean of its class
-
-
-class Samples(NamedTuple):
-    """The samples of a batch on one rank, as PrototypeContrast sees them.
-
-    z: [N, D], the projected features. label: int64 [N]. probability: [N], of the label. counted_sums: [S, K, D + 1],
-    for each kind S of group the sum of z over the samples of each class, followed by the number of these samples.
-    """
-
-    z: Tensor
-    label: Tensor
-    probability: Tensor
-    counted_sums: Tensor
 
 
 class Contrast(NamedTuple):
@@ -64,18 +51,14 @@ class PrototypeContrast(nn.Module):
         return cosines(self.cl_fc(feature), self.prototypes)
 
     def contrast(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Contrast:
-        """Update the prototypes with this batch, and compute the scores of its samples: `samples`, then `scores`."""
-        samples = self.samples(feature, logits, label, parent_right)
-        return self.scores(samples, *over_ranks([samples.counted_sums]))
-
-    def samples(self, feature: Tensor, logits: Tensor, label: Tensor, parent_right: Tensor | None) -> Samples:
-        """Project the features [N, C] of a batch, and sum them by class and kind of error.
+        """Update the prototypes with this batch, and compute the scores of its samples.
 
         If the labels are fine, `parent_right` [N] is true for samples whose coarse class is predicted correctly.
         If they are coarse, it is None. A sample is a true positive if its label has the highest logit, and if
-        `parent_right` is None or true for it. The groups of samples are the true positives, each kind of false
-        negatives, and the false positives. With `parent_right`, there are three kinds of false negatives: only the fine
-        class is wrong, only the coarse class is wrong, or both are wrong.
+        `parent_right` is None or true for it. The list of scores has one entry for each kind of false negative, and a
+        last one for false positives. With `parent_right`, there are three kinds of false negatives: only the fine class
+        is wrong, only the coarse class is wrong, or both are wrong. Gradients flow through the returned prototypes, not
+        through the stored ones.
         """
         z = self.cl_fc(feature)
         predicted = logits.argmax(1)
@@ -87,25 +70,14 @@ class PrototypeContrast(nn.Module):
             errors = [parent_right & ~right, ~parent_right & right, ~parent_right & ~right]
         groups = torch.stack([correct, *errors, ~right])
         classes = torch.stack([label] * (1 + len(errors)) + [predicted])
-        probability = logits.softmax(1).gather(1, label[:, None]).squeeze(1)
-        return Samples(z, label, probability, counted_sums(z, groups, classes, len(self.prototypes)))
-
-    def scores(self, samples: Samples, total: Tensor) -> Contrast:
-        """Update the prototypes, and compute the scores of the samples.
-
-        `total` is the sum of `samples.counted_sums` over all ranks. The list of scores has one entry for each kind of
-        false negative, and a last one for false positives. Gradients flow through the returned prototypes, not through
-        the stored ones.
-        """
-        z, label = samples.z, samples.label
-        sums, counts = total[..., :-1], total[..., -1].detach()
+        sums, counts = class_sums(z, groups, classes, len(self.prototypes))
         fresh = step_towards_means(held(self.prototypes), sums[0], counts[0])
-        pull = ALPHA * (1 - samples.probability)
+        pull = ALPHA * (1 - logits.softmax(1).gather(1, label[:, None]).squeeze(1))
         near = cosines(z, fresh)
         own = F.one_hot(label, len(self.prototypes)).to(z.dtype)
         scores = []
-        for kind in range(1, len(sums)):
-            sign = -1 if kind == len(sums) - 1 else 1
+        for kind in range(1, len(groups)):
+            sign = -1 if kind == len(groups) - 1 else 1
             likeness = sign * F.cosine_similarity(sums[kind, label], z) - 1
             change = pull * (counts[kind, label] > 0) * likeness
             scores.append((near + own * change[:, None]) / TAU)
@@ -127,47 +99,29 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def counted_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Sum z over the samples of each class in each group, and count these samples.
+def class_sums(z: Tensor, groups: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sum z over the samples of each class in each group, on all ranks, and count these samples.
 
     z: [N, D]; groups: bool [S, N], whether a sample is in the group; classes: int64 [S, N], its class in that group.
-    Returns [S, K, D + 1]: the sums, then the counts. Gradients reach z.
+    Returns the sums [S, K, D] and the counts [S, K]. Gradients of the sums reach z on every rank.
     """
     members = F.one_hot(classes, num_classes).to(z.dtype) * groups[:, :, None]  # [S, N, K]
     with_ones = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # the sum of the column of ones is the count
-    return members.transpose(1, 2) @ with_ones
+    total = over_ranks(members.transpose(1, 2) @ with_ones)
+    return total[..., :-1], total[..., -1].detach()
 
 
-def over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """Sum each tensor over all ranks. Without a process group, return the tensors unchanged.
-
-    Supports autograd and torch.compile. All tensors travel together: with one sum for each tensor, compiled code would
-    compute the sums in another order than uncompiled code, and ranks that run different code could not exchange them.
-    """
-    if not dist.is_initialized():
-        return tensors
-    totals = _sum_over_ranks(torch.cat([tensor.flatten() for tensor in tensors]))
-    parts = totals.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-class LostRanks(RuntimeError):
-    """Raised if the ranks cannot exchange values."""
+def over_ranks(x: Tensor) -> Tensor:
+    """Sum x over all ranks. Without a process group, return x unchanged. Supports autograd and torch.compile."""
+    return _sum_over_ranks(x) if dist.is_initialized() else x
 
 
 # The sum is a custom operator, so that a rank can run the same compiled code with and without the other ranks.
 @torch.library.custom_op("duet::sum_over_ranks", mutates_args=())
 def _sum_over_ranks(x: Tensor) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
-    if _is_alone:
-        return total
-    if _to_repeat:
-        return _to_repeat.pop(0).clone()
-    try:
+    if not _is_alone:
         dist.all_reduce(total)
-    except RuntimeError as error:
-        raise LostRanks(str(error)) from error
-    _sums.append(total.clone())
     return total
 
 
@@ -179,10 +133,7 @@ def _(x: Tensor) -> Tensor:
 # The loss of each rank depends on the x of all ranks, so the gradients are summed over the ranks as well.
 _sum_over_ranks.register_autograd(lambda _context, gradient: _sum_over_ranks(gradient))
 
-# Global variables, because autograd calls operators in threads of its own.
-_is_alone = False
-_sums: list[Tensor] = []  # the sums of the current step, in the order in which they were computed
-_to_repeat: list[Tensor] = []  # the sums that a repeated step returns again
+_is_alone = False  # a global variable, because autograd calls operators in threads of its own
 
 
 @contextmanager
@@ -194,24 +145,6 @@ def without_other_ranks() -> Iterator[None]:
         yield
     finally:
         _is_alone = False
-
-
-@contextmanager
-def repeatable_sums() -> Iterator[Callable[[], None]]:
-    """A context for one step, which this rank can repeat from its beginning although the other ranks do not repeat it.
-
-    After a call of the yielded function, `over_ranks` returns the sums that it has already returned in this step. The
-    other ranks do not take part in these sums a second time.
-    """
-
-    def repeat() -> None:
-        _to_repeat[:] = _sums
-
-    try:
-        yield repeat
-    finally:
-        _sums.clear()
-        _to_repeat.clear()
 
 
 def step_towards_means(prototypes: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
@@ -289,8 +222,11 @@ class PcanHead(ClassifierHead):
                 return output
             assert coarse_label is not None
             logits = {name: full_precision(scores) for name, scores in output.logits.items()}
-            peaks = {s: full_precision(peak_of_time_mean(features[s], num_frames[s])) for s in STREAMS}
-            return Output(output.logits, output.losses | self.label_losses(peaks, logits, label, coarse_label))
+            losses = dict(output.losses)
+            for stream in STREAMS:
+                peak = full_precision(peak_of_time_mean(features[stream], num_frames[stream]))
+                losses |= self.stream_losses(stream, peak, logits, label, coarse_label)
+            return Output(output.logits, losses)
 
     def nearness(self, stream: str, feature: Tensor, num_frames: int) -> Tensor:
         """Return the weighted cosines to the prototypes, which evaluation adds to the fine logits of a stream.
@@ -300,37 +236,24 @@ class PcanHead(ClassifierHead):
         contrast = self.contrast(f"contrast_{stream}")
         return INFERENCE_WEIGHTS[stream] * contrast.similarity(full_precision(clip_mean(feature, num_frames)))
 
-    def label_losses(
-        self, peaks: dict[str, Tensor], logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor
+    def stream_losses(
+        self, stream: str, peak: Tensor, logits: dict[str, Tensor], label: Tensor, coarse_label: Tensor
     ) -> dict[str, Tensor]:
-        """Return the tree loss of each stream, and its fine and coarse contrast losses multiplied by `contrast_weight`.
-
-        `peaks` has the features [N, C] of the streams. The contrasts of all streams exchange their sums over the ranks
-        together.
-        """
-        samples = {}
-        for stream, peak in peaks.items():
-            fine, coarse = logits[stream], logits[f"{stream}_coarse"]
-            name = f"contrast_{stream}"
-            samples[f"{name}_coarse"] = self.contrast(f"{name}_coarse").samples(peak, coarse, coarse_label, None)
-            samples[name] = self.contrast(name).samples(peak, fine, label, coarse.argmax(1) == coarse_label)
-        totals = over_ranks([each.counted_sums for each in samples.values()])
-        contrasts = {
-            name: self.contrast(name).scores(each, total)
-            for (name, each), total in zip(samples.items(), totals, strict=True)
+        """Return a stream's tree loss, and its fine and coarse contrast losses multiplied by `contrast_weight`."""
+        fine, coarse = logits[stream], logits[f"{stream}_coarse"]
+        coarse_right = coarse.argmax(1) == coarse_label
+        scores, _ = self.contrast(f"contrast_{stream}_coarse").contrast(peak, coarse, coarse_label, None)
+        coarse_loss = scaled_cross_entropies(scores, COARSE_SCALES, coarse_label)
+        scores, prototypes = self.contrast(f"contrast_{stream}").contrast(peak, fine, label, coarse_right)
+        if self.settings.diversity == "published":
+            prototypes = prototypes.detach()
+        fine_loss = scaled_cross_entropies(scores, FINE_SCALES, label) + diversity(prototypes)
+        weight = self.settings.contrast_weight
+        return {
+            f"loss_tree_{stream}": tree_loss(fine, coarse, label, self.coarse_map),
+            f"loss_contrast_{stream}_coarse": weight * coarse_loss,
+            f"loss_contrast_{stream}": weight * fine_loss,
         }
-        weight, losses = self.settings.contrast_weight, {}
-        for stream in peaks:
-            coarse, fine = contrasts[f"contrast_{stream}_coarse"], contrasts[f"contrast_{stream}"]
-            prototypes = fine.prototypes.detach() if self.settings.diversity == "published" else fine.prototypes
-            fine_loss = scaled_cross_entropies(fine.scores, FINE_SCALES, label) + diversity(prototypes)
-            coarse_loss = scaled_cross_entropies(coarse.scores, COARSE_SCALES, coarse_label)
-            losses[f"loss_tree_{stream}"] = tree_loss(
-                logits[stream], logits[f"{stream}_coarse"], label, self.coarse_map
-            )
-            losses[f"loss_contrast_{stream}_coarse"] = weight * coarse_loss
-            losses[f"loss_contrast_{stream}"] = weight * fine_loss
-        return losses
 
     def contrast(self, name: str) -> PrototypeContrast:
         module = self.get_submodule(name)

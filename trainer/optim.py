@@ -109,7 +109,7 @@ def clip_and_check(parameters: Iterable[Parameter], max_norm: float | None) -> t
     With `max_norm` None, gradients stay as they are.
 
     Returns the total norm before clipping and whether it is finite, as scalars on the device; the host does not wait.
-    All ranks get the same results, because their gradients are averaged before.
+    Under DDP all ranks get the same results.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

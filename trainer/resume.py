@@ -9,6 +9,7 @@ from typing import Any
 
 import nvtx
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kernels.program import UserError
@@ -17,7 +18,7 @@ from trainer.config import Experiment
 from trainer.run import Run
 from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Way
-from trainer.runtime.ranks import average_statistics, copy_from_leader
+from trainer.runtime.ranks import average_statistics
 from trainer.snapshots.data_record import former_clips
 from trainer.snapshots.state import REMOVE
 from trainer.snapshots.writer import Snapshot, SnapshotError
@@ -129,9 +130,10 @@ def go_back(run: Run) -> str | None:
     name = run.ranks.from_leader(snapshot.path.name if snapshot else None)
     if snapshot:
         restore(run, snapshot.state)
-    if name:
+    if name and run.ranks.world_size > 1:
         with run.writer.changing_weights():
-            copy_from_leader((*changed_by_update(run), *run.network.buffers(), *run.ema.tensors()), run.ranks)
+            for tensor in (*changed_by_update(run), *run.network.buffers(), *run.ema.tensors()):
+                dist.broadcast(tensor.detach(), 0)
     return name
 
 

@@ -27,9 +27,9 @@ from trainer.runtime.cuda_graph import Eager, Execute
 from trainer.runtime.decisions import Decisions
 from trainer.runtime.forward import Forward
 from trainer.runtime.precision import LossScale, NoLossScale, Precision, precision_of
-from trainer.runtime.ranks import Ranks, copy_from_leader
+from trainer.runtime.ranks import Ranks
 from trainer.runtime.signals import Interrupt
-from trainer.runtime.wrap import compiled
+from trainer.runtime.wrap import compiled, parallel
 from trainer.snapshots.writer import NoWriter, Writer
 
 ASK_RANKS_EVERY = 8  # number of batches after which the ranks ask each other whether any rank got a signal to stop
@@ -67,8 +67,8 @@ class Meter:
 class Run:
     """The parts of a run that the training loop uses.
 
-    `network` holds the weights. `forward` is the network as steps and validations call it, compiled if compilation is
-    on.
+    `network` holds the weights. `forward`, which validation calls, is the network, compiled if compilation is on.
+    `parallel`, which training calls, is `forward`, wrapped in DDP if there are several ranks.
 
     A feature that is off is represented by an object that does nothing: NoWriter (also on all ranks but 0),
     NoLossScale, NoEma, Eager, nullcontext.
@@ -80,6 +80,7 @@ class Run:
     val_loader: Loader
     network: nn.Module
     forward: Forward
+    parallel: nn.Module
     optimizer: torch.optim.Optimizer
     guard: BufferGuard
     cursor: Cursor
@@ -138,8 +139,6 @@ def build_run(
     fuse(network, parts)
     if optim.logit_adjustment is not None:
         adjust_logits(network, loaders[0].clips_by_class().to(ranks.device), optim.logit_adjustment)
-    # ranks with CPUs of different kinds may have drawn slightly different weights
-    copy_from_leader((*network.parameters(), *network.buffers()), ranks)
     report = journal.work_dir / f"fallbacks_rank{ranks.rank}.txt"
     forward = compiled(network, replace(experiment, fused=parts), ranks.device, journal.say, report)
     ema = NoEma() if optim.ema is None else Ema(network, optim.ema)
@@ -150,6 +149,7 @@ def build_run(
         val_loader=loaders[1],
         network=network,
         forward=forward,
+        parallel=parallel(forward, ranks, optim.accumulate),
         optimizer=build_optimizer(optim, network.parameters()),
         guard=BufferGuard([*network.buffers(), *ema.tensors()]),
         cursor=Cursor(

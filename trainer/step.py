@@ -1,19 +1,19 @@
 """One training step: forward, backward, check of the gradients, update. The host never waits for the GPU in a step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
 import nvtx
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.heads import Output
-from models.pcan import repeatable_sums
 from pipelines.batch import Batch
 from trainer.optim import clip_and_check, learning_rate, set_lr, step_if
 from trainer.run import Run
 from trainer.runtime.faults import exceeds_memory
-from trainer.runtime.ranks import average_gradients
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, Tensor]:
@@ -49,28 +49,23 @@ def update(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def gradients_of_batch(run: Run, parts: list[Batch]) -> list[dict[str, Tensor]]:
-    """Compute the gradients of a batch, averaged over the ranks. Returns the loss terms and accuracies of each part.
+    """Compute the gradients of a batch. Returns the loss terms and accuracies of each part of the batch.
 
-    If compiled code or cuDNN fails, this rank computes its gradients again in a slower way (trainer/runtime/forward.py)
-    while the other ranks wait for them. This is not possible while a CUDA graph is recorded
-    (trainer/runtime/cuda_graph.py).
+    If compiled code or cuDNN fails, the gradients are computed again in a slower way (trainer/runtime/forward.py). This
+    is not possible with several ranks, because the other ranks would not exchange their values again. It is not
+    possible either while a CUDA graph is recorded (trainer/runtime/cuda_graph.py).
     """
     on_gpu = run.ranks.device.type == "cuda"
-    with repeatable_sums() as repeat_sums:
-        while True:
-            try:
-                terms = [accumulate(run, part, 1 / len(parts)) for part in parts]
-                break
-            except Exception as error:
-                records = on_gpu and torch.cuda.is_current_stream_capturing()
-                if records or exceeds_memory(error):
-                    raise
-                run.forward.fall_back(error)
-            recover(run)
-            seed_step(run)
-            repeat_sums()
-    average_gradients(run.network.parameters(), run.ranks)
-    return terms
+    while True:
+        try:
+            return [accumulate(run, part, 1 / len(parts), last=part is parts[-1]) for part in parts]
+        except Exception as error:
+            records = on_gpu and torch.cuda.is_current_stream_capturing()
+            if run.ranks.world_size > 1 or records or exceeds_memory(error):
+                raise
+            run.forward.fall_back(error)
+        recover(run)
+        seed_step(run)
 
 
 def recover(run: Run) -> None:
@@ -81,14 +76,16 @@ def recover(run: Run) -> None:
         torch.cuda.empty_cache()
 
 
-def accumulate(run: Run, part: Batch, share: float) -> dict[str, Tensor]:
-    """Add the gradients of a part of the batch, whose loss is weighted by `share`.
+def accumulate(run: Run, part: Batch, share: float, last: bool) -> dict[str, Tensor]:
+    """Add the gradients of a part of the batch, whose loss is weighted by `share`. With the `last` part of the batch,
+    ranks exchange the summed gradients.
 
     Returns loss terms and accuracies of the part, as scalars on the device.
     """
-    output, loss = loss_of(run, run.forward, part)
-    with nvtx.annotate("backward"):
-        run.scale.scale(loss * share if share < 1 else loss).backward()
+    with exchange_if(last, run.parallel):
+        output, loss = loss_of(run, run.parallel, part)
+        with nvtx.annotate("backward"):
+            run.scale.scale(loss * share if share < 1 else loss).backward()
     terms = {"loss": loss, **output.losses, **accuracies(output.logits, part)}
     return {name: term.detach() for name, term in terms.items()}
 
@@ -98,6 +95,11 @@ def loss_of(run: Run, network: nn.Module, part: Batch) -> tuple[Output, Tensor]:
     with nvtx.annotate("forward"), run.precision():
         output = network(part.rgb, part.heatmap, part.label, part.coarse_label)
         return output, torch.stack(list(output.losses.values())).sum()
+
+
+def exchange_if(last: bool, parallel: torch.nn.Module) -> AbstractContextManager:
+    """A context in which a backward pass exchanges gradients between the ranks only if `last` is true."""
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext()
 
 
 def split(batch: Batch, count: int) -> list[Batch]:

@@ -149,6 +149,7 @@ def test_gradients_of_the_heads_in_float32_are_those_in_float64(config):
 
 
 def test_every_parameter_of_the_frame_classifiers_has_a_gradient():
+    """DDP waits for the gradient of every parameter."""
     torch.manual_seed(0)
     model = build_model(replace(SMALL_PAIR, frame_weight=0.5))
     torch.stack(list(model(**batch()).losses.values())).sum().backward()

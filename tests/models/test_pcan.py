@@ -25,7 +25,7 @@ def test_diversity_drives_prototypes_apart_unless_published():
     for form in ("live", "published"):
         torch.manual_seed(0)
         head = PcanHead(replace(SMALL_PCAN, pcan=replace(SMALL_PCAN.pcan, diversity=form)), WIDTHS)
-        loss = head.label_losses({"rgb": peak}, right, label, coarse_label)["loss_contrast_rgb"]
+        loss = head.stream_losses("rgb", peak, right, label, coarse_label)["loss_contrast_rgb"]
         gradients[form] = torch.autograd.grad(loss, head.contrast_rgb.cl_fc.weight)[0]
     assert not torch.allclose(gradients["live"], gradients["published"])
 

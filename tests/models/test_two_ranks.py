@@ -1,4 +1,4 @@
-"""On one global batch, a network with PCAN's head has the same results on one rank as on two (gloo)."""
+"""On one global batch, a network with PCAN's head has the same results on one rank as on two under DDP (gloo)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs a network on half of each batch, as one of two ranks. test_two_ranks.py starts one process per rank.
+"""Runs a network on half of each batch, as one of two ranks under DDP. test_two_ranks.py starts one process per rank.
 
 The argument is the folder to which the ranks write their results, 0.pt and 1.pt.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.networks import build_model
 from tests.models.small import SMALL_PCAN, batch, stir
-from trainer.runtime.ranks import Ranks, average_gradients
 
 CLIPS, STEPS = 16, 2
 CONFIG = replace(SMALL_PCAN, dropout=0.0)
@@ -56,11 +56,11 @@ def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
     model = network()
     found: dict[str, Tensor] = {}
     parts = list(batches(network()))
+    called = DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
     for step, inputs in enumerate(parts):
-        losses = model(**{name: values[first:last] for name, values in inputs.items()}).losses
+        losses = called(**{name: values[first:last] for name, values in inputs.items()}).losses
         sum(losses.values()).backward()
         found |= {f"{name}.{step}": loss.detach() for name, loss in losses.items()}
-    average_gradients(model.parameters(), Ranks(int(first > 0), 0, ranks, torch.device("cpu")))
     found |= {name: p.grad for name, p in model.named_parameters()}
     return found | {name: b for name, b in model.named_buffers() if "prototypes" in name}
 

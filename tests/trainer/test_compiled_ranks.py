@@ -1,6 +1,39 @@
-"""Two ranks train a compiled network: they share compiled code, and compute their gradients in the same way."""
+"""Two ranks train a compiled network, whose graph DDP must not split."""
 
 from tests.programs import run_ranks
+
+SCRIPT = """
+import torch
+from torch import nn
+from trainer.runtime.ranks import join
+from trainer.run import parallel
+
+graphs = []
+
+
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+
+with join("cpu") as ranks:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(600, 600) for _ in range(3)))  # 1.4 MB each: DDP's first bucket is 1 MB
+    trained = parallel(torch.compile(net, fullgraph=True, dynamic=False, backend=backend), ranks, accumulate=1)
+    for _ in range(2):
+        trained(torch.full((2, 600), 1.0 + ranks.rank)).square().sum().backward()
+    assert len(graphs) == 1, len(graphs)
+    gradient = net[0].weight.grad
+    both = gradient.clone()
+    torch.distributed.all_reduce(both)
+    assert torch.equal(both, 2 * gradient)
+"""
+
+
+def test_a_compiled_network_stays_one_graph(environment):
+    for done in run_ranks(*[("-c", SCRIPT)] * 2, environment=environment):
+        assert done.returncode == 0, done.stdout + done.stderr
+
 
 REHEARSED = """
 import sys
@@ -19,9 +52,9 @@ from pipelines.batch import Batch
 from trainer.experiments import DEMO
 from trainer.optim import BufferGuard
 from trainer.runtime.precision import NoLossScale
-from trainer.runtime.ranks import average_gradients, join
+from trainer.runtime.ranks import join
 from trainer.runtime.rehearsal import rehearse
-from trainer.runtime.wrap import compiled
+from trainer.runtime.wrap import compiled, parallel
 
 folder, fails = Path(sys.argv[1]), sys.argv[2] == "fails"
 
@@ -32,7 +65,7 @@ class Net(nn.Module):
         self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 2)
 
     def forward(self, rgb, heatmap, label, coarse_label):
-        (sums,) = over_ranks([self.linear(self.norm(rgb).relu())])  # as in PCAN, the ranks exchange values here
+        sums = over_ranks(self.linear(self.norm(rgb).relu()))  # as in PCAN, the ranks exchange values here
         return Output({}, {"loss": sums.square().mean()})
 
 
@@ -47,6 +80,7 @@ with join("cpu") as ranks:
         compile_fx.compile_fx = fail
     report, said = folder / f"fallbacks_rank{ranks.rank}.txt", []
     forward = compiled(network, replace(DEMO, compile=True), ranks.device, said.append, report)
+    trained = parallel(forward, ranks, accumulate=1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     run = SimpleNamespace(ranks=ranks, network=network, forward=forward, scale=NoLossScale(), optimizer=optimizer,
         guard=BufferGuard(network.buffers()), precision=torch.enable_grad)
@@ -61,9 +95,8 @@ with join("cpu") as ranks:
     graphs = counters["stats"]["unique_graphs"]
     for _ in range(3):
         optimizer.zero_grad()
-        loss = forward(rgb, rgb, rgb, rgb).losses["loss"]
+        loss = trained(rgb, rgb, rgb, rgb).losses["loss"]
         loss.backward()
-        average_gradients(network.parameters(), ranks)
         losses = loss.detach().clone()
         torch.distributed.all_reduce(losses)
         assert torch.equal(losses, 2 * loss)
@@ -84,7 +117,7 @@ def rehearsed(environment, folder, word):
 
 
 def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
-    """The rehearsal does not change the state of the run. The steps use the graph that it has compiled."""
+    """Rehearsing the first step does not change the run's state. Steps under DDP use the graph that it compiles."""
     assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
 
 

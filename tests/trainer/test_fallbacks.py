@@ -96,15 +96,11 @@ def later(compiler, instead):
 
 
 def calls_failing_from(first):
-    """Return a compiler whose compiled code fails at its end from call number `first` on. Calls are counted from 0."""
+    """Return a compiler whose compiled code fails from call number `first` on. Calls are counted from 0."""
     calls = count()
 
     def compiler(graph, inputs):
-        def code(*values):
-            results = graph.forward(*values)
-            return results if next(calls) < first else fail()
-
-        return make_boxed_func(code)
+        return make_boxed_func(lambda *values: graph.forward(*values) if next(calls) < first else fail())
 
     return compiler
 
@@ -221,73 +217,6 @@ def test_one_of_two_ranks_fails_later(tiny, environment, tmp_path):
     assert (tmp_path / "run" / "fallbacks_rank1.txt").read_text().count("and more of it") >= 2
     for what in ("validation", "the network"):
         assert f"so {what} runs uncompiled" in (tmp_path / "run" / "train.log").read_text()
-
-
-FAILS_IN_A_STEP = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-
-import torch
-import tyro
-from torch._dynamo.backends.common import aot_autograd
-
-from models.config import PcanConfig
-from tests.trainer.test_fallbacks import ONE_BLOCK, as_it_is, calls_failing_from
-from trainer.commands.train import Options
-from trainer.data import build_loaders
-from trainer.journal.journal import Journal
-from trainer.loop import step_or_advice
-from trainer.run import build_run
-from trainer.runtime.ranks import join
-from trainer.runtime.signals import Interrupt
-from trainer.session import set_up_steps
-from trainer.settings import experiment_of
-from trainer.snapshots.writer import NoWriter
-
-folder, parts, *words = sys.argv[1:]
-words += [word for each in (*ONE_BLOCK, f"optim.accumulate={parts}") for word in ("--set", each)]
-experiment = experiment_of(tyro.cli(Options, args=words))
-pcan = PcanConfig(coarse_map=experiment.data.coarse_map)
-experiment = replace(experiment, model=replace(experiment.model, pcan=pcan))
-
-
-def trained(compile):
-    own, journal = replace(experiment, compile=compile), Journal(Path(folder) / str(compile), ranks.rank)
-    run = build_run(own, ranks, build_loaders(own, ranks, print), journal, NoWriter(), interrupt)
-    set_up_steps(run, None, Path())
-    for _, batch in zip(range(3), run.train_loader.epoch(0)):
-        run.meter.add(step_or_advice(run, batch))
-        run.cursor.finish_step()
-    print(run.forward.way.name)
-    for _ in range(8):
-        run.should_stop()
-    print(run.forward.way.name)
-    return {**run.network.state_dict(), **run.meter.read(ranks)}
-
-
-with join("cpu") as ranks, Interrupt() as interrupt:
-    expected = trained(compile=False)
-    real, fails = torch.compile, calls_failing_from(2 + int(parts)) if ranks.rank else as_it_is
-    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=fails)
-    torch.compile = lambda network, **_: real(network, fullgraph=True, backend=backend)
-    result = trained(compile=True)
-    for name, value in expected.items():
-        assert torch.equal(torch.as_tensor(result[name]), torch.as_tensor(value)), name
-"""
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("parts", [1, 2])
-def test_compiled_code_of_one_rank_fails_in_a_step(tiny, environment, tmp_path, parts):
-    """Rank 1 repeats its part of the second step uncompiled. PCAN's sums and the gradients stay those of both ranks."""
-    program = ("-c", FAILS_IN_A_STEP, tmp_path, parts, *tiny)
-    first, second = run_ranks(program, program, environment=environment, timeout=840)
-    assert (first.returncode, second.returncode) == (0, 0), first.stdout + first.stderr + second.stdout + second.stderr
-    ways = [[line for line in done.stdout.splitlines() if line in Way.__members__] for done in (first, second)]
-    assert ways == [["DIRECT", "DIRECT", "COMPILED", "DIRECT"], ["DIRECT"] * 4]
-    assert "and more of it" in (tmp_path / "True" / "fallbacks_rank1.txt").read_text()
-    assert "torch.compile failed (on another rank" in (tmp_path / "True" / "train.log").read_text()
 
 
 def test_validation_fails_to_compile(build, undisturbed, tmp_path, monkeypatch):

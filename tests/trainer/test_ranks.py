@@ -118,18 +118,8 @@ def global_batches(log):
 
 AVERAGE = """
 import torch
-from trainer.runtime.ranks import average_gradients, average_statistics, copy_from_leader, join
+from trainer.runtime.ranks import average_statistics, join
 with join('cpu') as ranks:
-    weights = [torch.zeros(2, 3), torch.zeros(()), torch.zeros(4, 1)]
-    weights[0].grad = torch.arange(6.0).view(3, 2).T + ranks.rank
-    weights[1].grad = torch.tensor(8.0 * ranks.rank)
-    average_gradients(weights, ranks)
-    assert weights[0].grad.tolist() == [[0.5, 2.5, 4.5], [1.5, 3.5, 5.5]]
-    assert weights[1].grad.item() == 4
-    assert weights[2].grad is None
-    weights[2] += ranks.rank
-    copy_from_leader(weights, ranks)
-    assert not weights[2].any()
     norm = torch.nn.BatchNorm2d(3)
     norm.running_mean += ranks.rank
     norm.running_var += 3 * ranks.rank

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kernels.program import UserError
 from models.heads import Output
-from models.pcan import LostRanks
 from trainer.runtime.faults import first_line, is_from_compiler, is_from_cudnn, is_out_of_memory
 from trainer.runtime.ranks import Ranks
 
@@ -75,10 +74,10 @@ class Forward(nn.Module):
     def fall_back(self, error: Exception) -> None:
         """After a call that failed with `error`: choose a slower way, and say so. Raises `error` if no way is slower.
 
-        Also raises `error` if it means too little memory, for which trainer/memory.py has advice, if the ranks cannot
-        exchange values, or if it is an error of CUDA, after which a process can no longer use the GPU.
+        Also raises `error` if it means too little memory, for which trainer/memory.py has advice, or if it is an error
+        of CUDA, after which a process can no longer use the GPU.
         """
-        if isinstance(error, UserError | LostRanks | torch.AcceleratorError) or is_out_of_memory(error):
+        if isinstance(error, UserError | torch.AcceleratorError) or is_out_of_memory(error):
             raise error
         if is_from_cudnn(error) and torch.backends.cudnn.benchmark:
             torch.backends.cudnn.benchmark = False

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
@@ -218,30 +218,6 @@ def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, 
             "interface"
         )
     return hosts[0]
-
-
-@torch.no_grad()
-def copy_from_leader(tensors: Iterable[Tensor], ranks: Ranks) -> None:
-    """Overwrite the tensors of every rank with those of rank 0. All ranks call this together."""
-    if ranks.world_size > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
-
-
-@torch.no_grad()
-def average_gradients(weights: Iterable[Tensor], ranks: Ranks) -> None:
-    """Replace the gradients on every rank by their mean over all ranks, with one all-reduce.
-
-    The host does not wait for it. All ranks must have gradients for the same weights.
-    """
-    if ranks.world_size == 1:
-        return
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= ranks.world_size
-    means = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [mean.view(g.shape) for mean, g in zip(means, gradients, strict=True)])
 
 
 @torch.no_grad()

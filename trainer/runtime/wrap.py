@@ -1,16 +1,19 @@
-"""torch.compile with the settings that training needs."""
+"""torch.compile with the settings that training needs, then DistributedDataParallel around the compiled network."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch._functorch import config as functorch
+from torch.nn.parallel import DistributedDataParallel
 
 from kernels.compiler import why_no_compiler
 from models.config import FusedPart
 from trainer.config import Experiment
 from trainer.runtime.forward import Forward, Way
+from trainer.runtime.ranks import Ranks
 
 Options = dict[str, str | int | bool | Callable]
 # Inductor recomputes a value instead of storing it if recomputing takes at most this many tensor reads and this many
@@ -55,3 +58,28 @@ def compiled(
     functorch.force_non_lazy_backward_lowering = True
     call = torch.compile(network, fullgraph=True, dynamic=False, options=options)
     return Forward(network, call, Way.COMPILED, say, report)
+
+
+def parallel(forward: nn.Module, ranks: Ranks, accumulate: int) -> nn.Module:
+    """The compiled network, wrapped in DDP if there are several ranks. The network remains a single graph.
+
+    DDP's static_graph is used only without gradient accumulation, because with accumulation some backward passes do not
+    exchange gradients.
+    """
+    if ranks.world_size == 1:
+        return forward
+    # For DDP, torch by default splits a graph before the last MB of weights, so that it can send the gradients of these
+    # weights while the backward pass continues. Small networks gain nothing from the split, and would lose the fusions
+    # across it.
+    torch._dynamo.config.optimize_ddp = False
+    with warnings.catch_warnings():
+        # The warning of torch 2.13 asks for a new name of this option, but torch 2.11 knows only the old one.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            forward,
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            broadcast_buffers=False,  # average_statistics makes the ranks' buffers equal before each snapshot
+            gradient_as_bucket_view=True,
+            static_graph=accumulate == 1,
+            bucket_cap_mb=1024,  # one bucket holds all gradients except the first MB, because the networks are small
+        )
