@@ -31,7 +31,7 @@ CHANGES = {"color_jitter": 0.4, "erasing": 1.0, "joint_noise": 1.0, "joint_drop"
 
 
 def tile(view: ClipView, name: str) -> Image.Image:
-    """The frame, or the largest heatmap value at each pixel."""
+    """A picture of the frame or, for a change of joints, of the largest heatmap value at each pixel."""
     assert view.rgb is not None
     assert view.heatmap is not None
     if name.startswith("joint"):

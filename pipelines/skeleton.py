@@ -27,8 +27,8 @@ class Skeleton:
     limbs: Edges
     """The two joints of each limb."""
     names: tuple[str, ...] = ()
-    """The name of each joint. Empty: the names in SKELETONS for the same partners and limbs, if there are any, because
-    old snapshots contain no names.
+    """The name of each joint. Old snapshots contain no names. If this is empty, the names are those of the skeleton in
+    SKELETONS that has the same partners and limbs, if there is one.
     """
 
     def __post_init__(self) -> None:

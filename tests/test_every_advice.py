@@ -31,7 +31,7 @@ NOT_HERE = {
     ),
     "a network, an account or another user": (
         *("put end2end.onnx of each into", "unpack end2end.onnx from there"),
-        *("run `wandb login`", "ask its owner to do this", "can reach a package index"),
+        *("run `wandb login`", "ask its owner to run this command", "can reach a package index"),
         *("to reinstall it", "in the checkout, which installs it", "start it (ip link set lo up)"),
     ),
     "a file system without locks": ("use this pack in no other run",),

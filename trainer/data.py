@@ -364,7 +364,7 @@ def _survey(frames: FrameSource) -> tuple:
 
 
 def _surveyed(experiment: Experiment, table: ClipTable, survey: tuple, packs: Path) -> FrameSource:
-    """The frames of a table on a rank that got the `survey` of its machine's first rank."""
+    """The frames of a table, for a rank that received `survey` from the first rank of its machine."""
     if "rgb" not in experiment.streams:
         return NoFrames(len(table))
     if experiment.data.source == "video":

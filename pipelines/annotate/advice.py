@@ -28,7 +28,7 @@ def training_advice(annotations: Path, videos: Path, num_clips: int, num_joints:
     if name == "custom":
         why = f"{num_clips} training clips and a GPU are enough for large networks; custom_small is done in minutes"
     elif has_gpu:
-        why = f"small networks suit {num_clips} training clips; custom suits more, or a start from weights (--init)"
+        why = f"small networks suit {num_clips} training clips; custom is for more, or to start from weights (--init)"
     else:
         why = f"about {minutes} min on {cores} CPU cores for {num_clips} training clips; custom is for GPUs"
     settings = [] if (str(annotations), str(videos)) == DEFAULT else _settings(annotations, videos)

@@ -48,7 +48,7 @@ def split_labels(labels: Labels, copies: Copies, say: Callable[[str], None]) -> 
     unseen = sorted(set(labels.labels) - {label for label, s in zip(labels.labels, splits, strict=True) if s == "val"})
     if unseen and len(unseen) < len(set(labels.labels)):
         names = [labels.class_names[label] if labels.class_names else str(label) for label in unseen]
-        say(f"warning: the validation videos show none of {len(names)} classes, such as {names[0]}")
+        say(f"warning: {len(names)} of the classes have no validation video, such as {names[0]}")
     return replace(labels, splits=splits)
 
 

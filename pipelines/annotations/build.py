@@ -91,7 +91,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     print(json.dumps(_answer(path, folder, memory)), flush=True)
-    os._exit(0)  # if the content is deeply nested, freeing its memory could take long
+    os._exit(0)  # does not free the content, which could take long if it is deeply nested
 
 
 def _answer(path: Path, folder: Path, memory: int) -> dict[str, str | int]:

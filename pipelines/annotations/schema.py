@@ -328,7 +328,7 @@ def _safe_name(name: str) -> str:
 
 
 # The file is refused only if height and width seem swapped in at least this many clips and in at least this share of
-# all clips. In fewer clips, the joints may be wrong rather than height and width.
+# all clips. If only a few clips look swapped, their joints may be wrong rather than their height and width.
 MIN_CLIPS, MIN_SHARE = 3, 0.1
 MARGIN = 1.02  # images are treated as 2 % larger than they are, because joints are often slightly outside the image
 

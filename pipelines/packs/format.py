@@ -231,7 +231,7 @@ def merge_parts(folder: Path) -> None:
     """
     parts = parts_of(folder)
     for place, _, _ in os.walk(folder / "clips"):
-        sync(Path(place))  # the clips themselves were brought to the disk when they were made
+        sync(Path(place))  # only the folders: each clip's file was synced when it was made
     if not _add_to_index(folder, parts):
         if any("clip" not in line for line in read_lines(folder)):
             write_whole(folder / EARLIER, "".join(json.dumps(line) + "\n" for line in earlier_lines(folder)))

@@ -78,7 +78,9 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
     try:
         write_whole(packs / OTHERS, json.dumps([other for other in folders if other != folder]).encode())
     except OSError as error:
-        raise UserError(f"{packs / OTHERS} cannot be written ({error.strerror}); ask its owner to do this") from None
+        raise UserError(
+            f"{packs / OTHERS} cannot be written ({error.strerror}); ask its owner to run this command"
+        ) from None
     return f"{packs}: the pack in {folder} is forgotten; what is in that folder stays there"
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of the pose estimator counts errors and lost frames as the first lines of its module say."""
+"""The pose estimator's benchmark counts errors and lost frames as the docstring of benchmarks/estimator.py says."""
 
 import numpy as np
 

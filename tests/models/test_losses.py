@@ -93,7 +93,7 @@ def test_every_classifier_gets_each_term_in_training_only(config):
     plain.load_state_dict(model.state_dict(), strict=False)
     outputs = []
     for network in (model, plain):
-        torch.manual_seed(1)  # of the dropout in PCAN's attention
+        torch.manual_seed(1)  # so that both networks draw the same dropout in PCAN's attention
         outputs.append(network(**inputs))
     output, expected = outputs
     names = list(output.logits)

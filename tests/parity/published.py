@@ -52,7 +52,7 @@ def fill(model: nn.Module, rules: Rules, prefix: str = "") -> None:
     own = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     names, left = layout.write(own, rules)
     filled, _ = layout.read({name: det_tensor(name, tuple(t.shape)) for name, t in names.items()}, rules)
-    for name in left:  # the published code does not save these prototypes, so their names follow its naming style
+    for name in left:  # published files have no names for these prototypes, so we choose similar names
         published = name.replace("contrast_", "fr_coarse_").replace("_coarse.prototypes", ".spatio_cl_net.avg_f")
         filled[name] = det_tensor(published, tuple(own[name].shape[::-1])).T
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in filled.items()})

@@ -80,7 +80,7 @@ def test_features_of_odd_sizes_equal_the_published(cases, facts, stream_net, str
         assert match, path
         with torch.no_grad():
             feature = stream_net(stream).eval()(folded(det_input(f"{name}.odd", tuple(inputs))), inputs[2])
-        for published in match:  # the published outputs are one in float32 and one in float64
+        for published in match:  # one published output is in float32, the other in float64
             assert_close(unfolded(feature, inputs[2]), published, 1e-5)
 
 

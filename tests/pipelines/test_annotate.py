@@ -106,7 +106,7 @@ def test_labels_that_cannot_be_used(tmp_path, text, sentence):
 
 
 def person(x: float, score: float = 1.0, size: float = 20) -> Person:
-    """Return a person with 4 joints around x."""
+    """Return a person whose 4 joints are the corners of a square around (x, 100)."""
     corners = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)], np.float32)
     return Person(corners * (size, size, score) + (x, 100, 0))
 

@@ -137,7 +137,7 @@ def test_runs_for_different_tables_do_not_wait_for_one_another(data):
         pack, said = data.pack(more)
         assert "3 of 3 clips; 3 made" in said
         assert pack.num_frames.tolist() == [8, 9, 10]
-        assert len(parts_of(data.packs)) == 1  # the last of the runs to end merges this part
+        assert len(parts_of(data.packs)) == 1  # not merged yet, because another run has not ended
     assert "3 of 3 clips; 0 made" in data.pack(more)[1]
     assert parts_of(data.packs) == []
     assert data.pack(more)[1] == ""

@@ -11,7 +11,8 @@ from trainer.commands.doctor import cpu, dali
 from trainer.runtime.ranks import device_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
-FITS = torch.version.cuda is not None  # a torch that is built for CUDA works with some of these drivers
+# A torch that is built for CUDA works with some of the drivers below, and then suggests no other wheels.
+BUILT_FOR_CUDA = torch.version.cuda is not None
 
 
 @pytest.fixture(params=NEWEST_CUDA)
@@ -39,7 +40,7 @@ def test_no_command_takes_the_cpu_of_a_machine_with_a_driver(version, command, t
     assert shown.err.count("\n") == 1
     assert version in shown.err
     assert shown.err.endswith("or use --device cpu\n")
-    assert f"run make CUDA={wheels(version)} in the checkout" in shown.err or FITS
+    assert f"run make CUDA={wheels(version)} in the checkout" in shown.err or BUILT_FOR_CUDA
     assert not (tmp_path / "run").exists()
 
 
@@ -58,7 +59,7 @@ def test_the_doctor_says_what_to_do_about_the_driver(version, capsys, monkeypatc
     shown = capsys.readouterr().out
     assert "fix these first: GPU" in shown
     assert f"NVIDIA driver {version}" in " ".join(shown.split())
-    assert f"make CUDA={wheels(version)}" in shown or FITS
+    assert f"make CUDA={wheels(version)}" in shown or BUILT_FOR_CUDA
     assert run_command(["doctor", "--device", "cpu"]) == 0
     assert "none: training runs on the CPU, slowly" in capsys.readouterr().out
 

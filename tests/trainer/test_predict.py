@@ -97,8 +97,8 @@ def test_a_map_is_drawn_in_the_box_that_the_network_saw():
     picture = np.full((100, 200, 3), 90, np.uint8)
     assert np.array_equal(explanation.draw(picture, 14), picture)
     rows, columns = np.nonzero((explanation.draw(picture, 16) != picture).any(axis=-1))
-    # The box covers columns 100 to 259 and rows -20 to 59. The edges of its quarter are blurred by 20 columns and 10
-    # rows.
+    # The box covers columns 100 to 259 and rows -20 to 59, so its lower left quarter covers columns 100 to 179 and rows
+    # 20 to 59. The edges of the drawn quarter are blurred by 20 columns and 10 rows.
     np.testing.assert_allclose([rows.min(), rows.max()], [20, 59], atol=10)
     np.testing.assert_allclose([columns.min(), columns.max()], [100, 180], atol=20)
     assert np.array_equal(picture, np.full((100, 200, 3), 90))

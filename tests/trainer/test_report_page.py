@@ -29,7 +29,7 @@ def no_pictures() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """Return the folder of a run that was trained and evaluated, which makes its report.html."""
+    """Return the folder of a run after training and `eval`, which both write report.html into this folder."""
     run = tmp_path_factory.mktemp("page") / "first"
     assert run_command([*tiny, "--work-dir", str(run)]) == 0
     at_the_end = (run / "report.html").read_text()

@@ -37,7 +37,7 @@ class SubmitOptions:
     """
 
     scores: tyro.conf.Positional[Path]
-    """A run's folder, or the scores.npz that `python -m trainer eval` or `fuse` wrote, or its folder."""
+    """A run's folder, a scores.npz that `python -m trainer eval` or `fuse` wrote, or the folder of this file."""
     out: Annotated[Path, tyro.conf.arg(metavar="ZIP")] = Path("submission.zip")
     """File to write."""
 

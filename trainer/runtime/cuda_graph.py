@@ -86,8 +86,8 @@ class Replay:
         self._batch = replace(batch, **{name: tensor.clone() for name, tensor in batch.tensors().items()})
         graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
         try:
-            # Meanwhile DALI decodes the next batches in its own threads, and the default capture mode would forbid the
-            # CUDA calls of these threads (DALI's issue 3703).
+            # During the recording, DALI decodes the next batches in its own threads. The default capture mode would
+            # forbid the CUDA calls of these threads (DALI's issue 3703).
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._values = update(self._batch)
             self._graph = graph

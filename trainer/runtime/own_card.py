@@ -34,7 +34,8 @@ def see_own_card() -> None:
     """Hide the GPUs of other ranks from this rank. Must be called before anything uses CUDA."""
     machine, number = cards(), int(os.environ["LOCAL_RANK"])
     if len(machine) == 1 and os.environ["TORCHELASTIC_RUN_ID"].startswith(RUN_ID):
-        machine *= int(os.environ["LOCAL_WORLD_SIZE"])  # SLURM shows each task only the GPU that it has bound to it
+        # SLURM may show each task only the GPU that is bound to this task.
+        machine *= int(os.environ["LOCAL_WORLD_SIZE"])
     os.environ[ALL] = ",".join(machine)
     if number < len(machine):  # if there are too few GPUs, world_size_of in num_ranks.py raises UserError
         os.environ[VISIBLE] = machine[number]

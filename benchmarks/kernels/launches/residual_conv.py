@@ -29,9 +29,9 @@ class ResidualConvCall(BlockCall):
         return replace(self, clips=1, frames=min(self.frames, 3), height=3, width=7)
 
     def plain(self) -> None:
-        """Run the first convolution of the next bottleneck, and the norm after this convolution.
+        """Run the first convolution of a bottleneck and the norm after it, in plain torch.
 
-        ConvBnCall.plain runs the end of the previous bottleneck.
+        The kernel also computes the end of the bottleneck before. ConvBnCall.plain runs that part.
         """
         x, weight, *_ = self._tensors("meta")
         leaves = weight, x = weight.bfloat16().requires_grad_(), x.requires_grad_()

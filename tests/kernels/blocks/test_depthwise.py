@@ -197,7 +197,7 @@ def test_statistics_of_a_mean_far_from_zero(dtype, rounding):
 
 def test_what_is_convolved_is_rounded(rounding):
     (x, weight, scale, shift), _ = make_case("65 channels", torch.bfloat16)
-    # Each sum then consists of a single product, so the order of summation cannot matter.
+    # Only the middle weight is not 0. Each sum is therefore a single product, and has no order of summation.
     weight[..., 0] = weight[..., 2] = weight[..., 0, :] = weight[..., 2, :] = 0
     found = fused.depthwise_conv(x, weight, 1, scale, shift, 1)[0]
     z = x * scale[:, None, None] + shift[:, None, None]
