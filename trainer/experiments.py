@@ -179,8 +179,9 @@ NTU60_POSE = Experiment(
     optim=OptimConfig(batch_size=128, num_epochs=180, lr=0.2, schedule="cosine_per_step", weight_decay=3e-4),
     val=ValidationConfig(batch_size=128, begin=10, every=10, metric="acc/pose_top1"),
 )
-# PoseC3D's stream of limbs, whose scores `fuse` adds to those of ntu60_pose or of both streams (docs/sources.md, "Limb
-# streams"). Published networks halve the number of frames in their last stage; our networks do not.
+# PoseC3D's stream of limbs. `fuse` adds its scores to those of the joints (ntu60_pose), or to those of RGB and joints
+# (docs/sources.md, "Limb streams"). Published networks halve the number of frames in their last stage; our networks do
+# not.
 NTU60_POSE_LIMB = replace(
     NTU60_POSE,
     name="ntu60_pose_limb",

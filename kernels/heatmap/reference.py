@@ -1,4 +1,4 @@
-"""Draws heatmaps in plain torch. The result defines what the Triton kernel must draw. Runs on a CPU use this code.
+"""Draws heatmaps in plain torch. The result defines what the Triton kernel must draw. Training on a CPU uses this code.
 
 Only pixels within three sigma of a joint or limb on both axes are computed.
 """

@@ -169,8 +169,8 @@ def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -
 def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips whose name is that of this video.
 
-    Names with the folders and the extension of the video are preferred, then names with its folders, then names with as
-    many of its folders as possible. If no name has its folders, the file name alone decides.
+    A name of several folders and a file is compared with the end of the video's path: first with the extension, then
+    without. Of the names that match, those with the most folders are returned. If none matches, folders are ignored.
     """
     path = Path(os.path.abspath(video)).as_posix()
     key = clip_name(path)

@@ -33,7 +33,7 @@ ABOUT = {
     "demo": ("a first try: no data, no GPU", "91-99 % (ours)", ""),
 }
 START = (
-    "The guide's scores are not reproduced; those of ma52 are probably for body parts, not actions.\n"
+    'Scores marked "guide" were not checked; those of ma52 may be for coarse classes, not fine ones.\n'
     "Where to start: demo if you have no data yet, ntu60_x3d for NTU RGB+D, ma52 for MA-52, custom_small for "
     "your own videos. `python -m trainer config --exp NAME` explains all settings of an experiment."
 )
