@@ -90,7 +90,7 @@ def make(tmp_path):
             Loader(table=train, rows=np.arange(len(train)), train=True, **common),
             Loader(table=val, rows=np.arange(len(val)), train=False, **common),
         )
-        # rank 1 is used because its journal writes no files
+        # the journal gets rank 1, because only the journal of rank 0 writes files
         ranks, journal = Ranks(0, 0, 1, device), Journal(tmp_path, rank=1)
         writer = Writer(tmp_path / folder) if folder else NoWriter()
         run = build_run(experiment, ranks, loaders, journal, writer, Interrupt())

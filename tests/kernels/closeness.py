@@ -1,4 +1,4 @@
-"""Compares a kernel's error against the float64 reference with the error that comes from rounding alone."""
+"""Compares two errors, both measured against the float64 reference: a kernel's, and that of rounding alone."""
 
 from collections.abc import Callable, Sequence
 

@@ -39,7 +39,7 @@ def test_label_smoothing_is_its_definition():
 
 
 def test_soft_f1_of_certain_predictions_is_f1():
-    """If each probability is 0 or 1, the soft scores are those of the metrics. Here each class occurs."""
+    """If each probability is 0 or 1, the soft F1 scores are those of the metrics, provided that each class occurs."""
     for seed in range(5):
         predicted = LABEL[torch.randperm(8, generator=torch.Generator().manual_seed(seed))]
         certain = 100 * F.one_hot(predicted, 4).double()

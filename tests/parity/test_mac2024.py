@@ -1,6 +1,7 @@
 """The losses and the classifier for single frames are those of the winner of MA-52's challenge in 2024.
 
-mac2024.json has what the published code (docs/sources.md, "Losses for MA-52") computes in float64 from sines.
+mac2024.json contains the results of the published code (docs/sources.md, "Losses for MA-52") in float64, for the inputs
+that `waves` makes.
 """
 
 import json

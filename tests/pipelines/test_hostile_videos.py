@@ -37,7 +37,7 @@ def test_a_rare_codec_is_refused_by_name_until_it_is_allowed(tmp_path, monkeypat
 
 
 def test_no_decoder_of_a_rare_codec_is_opened(tmp_path):
-    """FFmpeg needs the list of codecs, because it decodes frames when it opens a file whose header is incomplete."""
+    """FFmpeg gets our list of codecs before it opens a file, because it decodes frames if the header is incomplete."""
     video = film(tmp_path / "a.avi", "magicyuv", "yuv444p")
     av.logging.set_level(av.logging.VERBOSE)
     try:

@@ -144,7 +144,7 @@ def test_runs_for_different_tables_do_not_wait_for_one_another(data):
 
 
 def as_format_2(data, folder: Path, count: int) -> None:
-    """Move the pack to `folder`, and convert it to the form in which an earlier version packed `count` pose frames."""
+    """Move the pack to `folder`, and give it the form of packs that an earlier version made for `count` pose frames."""
     settings = digest_of({"format": 2, "count": count, "box_pixels": 64, "quality": 3})
     (folder / "clips").mkdir(parents=True)
     (folder / "index").mkdir()

@@ -1,6 +1,7 @@
 """Implements torch.autograd.grad in Python, because torch's own function needs the streams of a real GPU.
 
-Like torch's engine, it sums gradients over broadcast dimensions, casts them and adds them up.
+As in torch's engine, each gradient is summed over broadcast dimensions and converted to the type of its tensor. If a
+tensor gets several gradients, they are added.
 """
 
 from collections import Counter

@@ -233,7 +233,8 @@ def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
 
     def decode(plans, decoding):
         tried.append(decoding.backends.hw_decoder_load)
-        assert len({tuple(plans(step).row) for step in range(10)}) == BATCHES  # so that no load has to read new files
+        # The steps repeat BATCHES batches, so only the measurement of the first load reads files from the storage.
+        assert len({tuple(plans(step).row) for step in range(10)}) == BATCHES
         decoder, load = make(plans, decoding), decoding.backends.hw_decoder_load
         real = decoder.next
 

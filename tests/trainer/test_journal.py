@@ -100,9 +100,9 @@ def test_resume_drops_what_will_be_written_again(tmp_path: Path, epoch, step, la
 
 @pytest.mark.parametrize("batch_size", [4, 16, 20, 160])
 def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path, batch_size: int) -> None:
-    """A run has epochs of 64 clips in steps of 16 clips.
+    """A run has epochs of 64 clips and a batch size of 16.
 
-    After 32 clips of its third epoch, it goes on with another size of step.
+    After 32 clips of its third epoch, it continues with another batch size.
     """
     run(open_journal(tmp_path), range(1, 5))
     whole = read_metrics(tmp_path / METRICS)
@@ -113,7 +113,7 @@ def test_records_are_dropped_by_clips_whatever_the_batch_size_is(tmp_path: Path,
 
 
 def test_a_second_resume_leaves_the_records_of_every_batch_size(tmp_path: Path) -> None:
-    """Eight steps of 4 clips are followed by two steps of 16 clips. The snapshot is from between the last two steps."""
+    """A run does eight steps of 4 clips, then two steps of 16 clips. It resumes from a snapshot between these two."""
     journal = open_journal(tmp_path)
     for batch_size, steps in ((4, range(1, 9)), (16, (3, 4))):
         for step in steps:

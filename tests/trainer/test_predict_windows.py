@@ -1,4 +1,4 @@
-"""`predict` chooses windows as long as the training clips, and can label each person separately."""
+"""`predict` chooses windows that are as long as the training clips, and can label each person separately."""
 
 import json
 import pickle

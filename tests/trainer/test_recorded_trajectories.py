@@ -83,8 +83,8 @@ def test_fused_networks_give_the_same_numbers(name, tmp_path):
 def trajectory(name: str, folder: Path, *more: str) -> dict[str, dict[str, float]]:
     """Return the loss terms, accuracies and gradient norm of each step.
 
-    Steps 6 and 12 also have the `norms`. `folder` is for the run's log. `more` are settings in addition to those in
-    EXPERIMENTS.
+    Steps 6 and 12 also have what the function `norms` returns. `folder` is for the run's log. `more` are settings in
+    addition to those in EXPERIMENTS.
     """
     settings = (f"optim.num_epochs={NUM_EPOCHS}", "optim.precision=fp32", *EXPERIMENTS[name], *more)
     experiment = experiment_of(Choice(exp=name, set=settings))

@@ -58,7 +58,7 @@ def validation(score: float) -> dict[str, float]:
 
 def screens(width: int, folder: Path) -> str:
     """Return what a run shows on a terminal: its lines, and its live block at four moments."""
-    # this is no terminal, so there are no colours and no live blocks between the lines
+    # this console is not a terminal, so there are no colours and no live blocks between the lines
     console = Console(file=io.StringIO(), width=width)
     journal = Journal(folder, console=console)
     journal.clock, journal._view = SteadyClock(), (view := Screen(console))
