@@ -67,7 +67,7 @@ def run_program(
     `needs` lists the modules that the program imports. `main` must import them inside its body, because the
     installation is checked just before `main` is called.
     """
-    # On exit, Python would run a garbage collection over all objects of torch. This would take over a second.
+    # Without gc.freeze, Python would search all objects of torch for garbage on exit, which takes over a second.
     atexit.register(gc.freeze)
     sys.exit(exit_code(main, interrupt_message, needs))
 

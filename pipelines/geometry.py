@@ -148,10 +148,11 @@ def _min_span(extents: np.ndarray, whole: float, count: int) -> float:
 
     extents: [T], the extent in each frame. whole: the extent in all frames together.
 
-    A clip of at most `count` frames is sampled whole. If there are fewer than two frames for each sampled one, the
-    sample never skips two neighbouring frames. Otherwise it contains one frame of each of `count` or more spans of at
-    most ceil(T / count) frames, hence one of any 2 * ceil(T / count) - 1 neighbouring frames. So for every such group
-    of neighbouring frames, the joints of a sample extend at least as far as in the group's narrowest frame.
+    If T <= count, a sample contains every frame, so the bound is `whole`. If count < T < 2 * count, a sample contains
+    at least one of any two neighbouring frames. Otherwise, a sample contains one frame of each of `count` or more spans
+    of at most ceil(T / count) frames, and so at least one of any 2 * ceil(T / count) - 1 neighbouring frames. Whichever
+    frame of a group of neighbouring frames is sampled, the joints extend at least as far as in the frame of the group
+    with the smallest extent. The bound is the largest of these smallest extents.
     """
     total = len(extents)
     if total <= count:

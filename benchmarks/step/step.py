@@ -49,7 +49,7 @@ def _three_forms(experiment: Experiment, target: Target) -> dict:
     kind = target.device.type
     few = replace(experiment, optim=replace(experiment.optim, batch_size=CLIPS[kind]))
     assert isinstance(experiment.model, X3DPairConfig | RGBPoseConfig)
-    config = replace(experiment.model, pcan=None, dropout=0.0)  # the plain 5-D form has no PCAN head either
+    config = replace(experiment.model, pcan=None, dropout=0.0)  # no PCAN head, because the plain 5-D form has none
     batch = random_batch(few, target.device)
     torch.manual_seed(0)
     folded = build_model(config).to(target.device)

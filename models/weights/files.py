@@ -171,7 +171,7 @@ def not_finite(state: Mapping[str, Any]) -> str:
     """Say how many tensors contain NaN or infinity, and name a few of them. Returns "" if there is none."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     finite = [tensor.isfinite().all() for tensor in tensors.values()]
-    # A GPU's results are copied together, because each copy waits until the GPU has finished.
+    # All results are copied from the GPU at once, because each copy waits until the GPU has finished.
     flags = torch.stack(finite).tolist() if finite else []
     names = [name for name, flag in zip(tensors, flags, strict=True) if not flag]
     return f"{len(names)} of {len(tensors)} tensors contain NaN or infinity: {listed(names, 3)}" if names else ""

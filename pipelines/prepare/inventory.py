@@ -166,7 +166,7 @@ def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, d
         dead = [use for use in uses if not use.is_alive(days)]
         used = set().union(*(use.clips for use in uses if use not in dead))
         idle = [line for line in lines.values() if line["clip"] not in used]
-        # A run may still read the old file of a clip that has been made anew under another name.
+        # While a run reads the pack, stray files stay: one may be the old file of a clip that has been made anew.
         stray = [] if any(use.is_read for use in uses) else _stray_files(pack, lines.values())
         _say_what_is_freed(pack, dead, idle, stray, console)
         if only_say or not (idle or stray or dead):

@@ -110,7 +110,7 @@ def encode_all(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict[st
 
 
 def _answers(busy: list[Worker]) -> Iterator[tuple[Worker, dict[str, Any]]]:
-    """Wait until a worker answers or exceeds its deadline. Yields (worker, answer) for each worker that did.
+    """Wait until a worker answers or exceeds its deadline. Yields (worker, answer) for each such worker.
 
     A worker that exceeds its deadline is killed, and the answer is that its video is bad.
     """

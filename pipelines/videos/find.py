@@ -169,8 +169,9 @@ def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -
 def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips whose name is that of this video.
 
-    A name of several folders and a file is compared with the end of the video's path: first with the extension, then
-    without. Of the names that match, those with the most folders are returned. If none matches, folders are ignored.
+    A name may contain some of the folders in the path of the video. First, names that end in the extension of the video
+    are looked for, then names without regard to extensions. Of several such names, those with the most folders win. If
+    the folders of no name agree with the path, the names are compared without their folders.
     """
     path = Path(os.path.abspath(video)).as_posix()
     key = clip_name(path)

@@ -29,7 +29,8 @@ class Header:
     pixel: (width, height) of a pixel of these frames; (1, 1) for almost all videos.
     frames: number of frames that are shown. hides_frames: whether an edit list hides some of the stored frames.
     has_more_streams: whether the file has other pictures, such as a cover, beside the video.
-    hides_edges: whether the container asks players to hide edges of the frames, which are used whole (hidden_edges.py).
+    hides_edges: whether the container asks players to hide edges of the frames. Duet uses the whole frames all the
+        same (hidden_edges.py).
     interlaced, full_range: see `Display`. reason: empty for a good header.
     """
 

@@ -139,7 +139,7 @@ class SwitchingDecoder:
         return run
 
     def _read_ahead(self, read: Callable[[ClipPlan, int], Content]) -> ReadAhead[Content]:
-        """Plan and read batches in advance, from step `self.step` on. The result numbers the steps from 0."""
+        """Plan and read batches in advance. Step `self.step` is number 0 of the result."""
         first, depth = self.step, self.decoding.prefetch + 1
         return ReadAhead(self.decoding.readers, lambda step: self.plans(first + step), read, depth=depth)
 

@@ -7,8 +7,8 @@ from trainer.commands.tables import new_table
 from trainer.experiments import EXPERIMENTS
 
 WIDTH = 100  # maximum width of the table in characters
-# For each experiment: for whom it is, the published top-1 that it aims at, and the weights for --init. Scores on NTU
-# are for the cross-subject split and one sample of each clip (docs/sources.md, "Training").
+# For each experiment: what it is or what it is for, the published top-1 that it aims at, and the weights for --init.
+# Scores on NTU are for the cross-subject split and one sample of each clip (docs/sources.md, "Training").
 ABOUT = {
     "ma52": ("the guide's experiment 1: PCAN", "80-85 % (guide)", ""),
     "ma52_pcan": ("PCAN exactly as published", "66.7 % (PCAN)", "merged streams"),

@@ -93,7 +93,8 @@ def best_scores(stored: StoredScores) -> tuple[np.ndarray, np.ndarray]:
 def check_origin(run: Path, stored: StoredScores) -> None:
     """Raise UserError if scores in a run's folder are not those of its own settings and its best snapshot.
 
-    Scores of older versions do not say from which snapshot they come.
+    Scores that an older version wrote may lack their settings or the name of their snapshot. What is missing is not
+    checked.
     """
     path, checkpoint = stored.path, stored.checkpoint
     way_out = f"run python -m trainer eval {run} without other options, or name {path} to submit its scores as they are"

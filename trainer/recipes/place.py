@@ -85,7 +85,7 @@ class Place:
         write_whole(self.of(stage.name) / STAGE, json.dumps(note, indent=1) + "\n")
 
     def weights_of(self, names: tuple[str, ...]) -> Path:
-        """The weights with which a later stage starts: the best snapshot of several stages, or a merged file."""
+        """The weights that a later stage reads: the best snapshot of the stages `names`, or the file of a merge."""
         return max((self._scored_weights(name) for name in names), key=lambda pair: pair[0])[1]
 
     def _scored_weights(self, name: str) -> tuple[float, Path]:

@@ -30,7 +30,7 @@ class DepthwiseCall(BlockCall):
         return replace(self, clips=1, frames=1, height=self.height // 7, width=self.width // 7)
 
     def plain(self) -> None:
-        """Run the norm, the relu and the convolution. ConvBnCall.plain runs the norm after the convolution."""
+        """Run the norm, the relu and then the convolution. (In ConvBnCall.plain, the norm follows the convolution.)"""
         leaves = x, weight, scale, shift = self._leaves("meta")
         y = torch.batch_norm(x, scale, shift, None, None, True, 0.0, 1e-5, False).relu()
         result = F.conv2d(y, weight, None, self.stride, 1, groups=self.channels)

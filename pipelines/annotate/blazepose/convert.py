@@ -145,7 +145,7 @@ class Converter:
         return {"strides": strides, "pads": [pad // 2 for pad in pads] + [pad - pad // 2 for pad in pads]}
 
     def add(self, kind: str, inputs: list[Any], output: int, options: Any = None, **attributes: Any) -> None:
-        """Append a node. `inputs` are numbers of tensors or names. The node is followed by its activation, if any."""
+        """Append a node, and its activation if it has one. `inputs`: the number or the name of each tensor."""
         names = [self.name(key) if isinstance(key, int) else key for key in inputs]
         activation = options.FusedActivationFunction() if options else tflite.ActivationFunctionType.NONE
         result = self.name(output)

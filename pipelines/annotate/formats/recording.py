@@ -106,7 +106,7 @@ def of_dicts(values: Any, key: str) -> bool:
 
 
 def layout_of(num_joints: int, known: Sequence[str]) -> str:
-    """The only layout of `known` with this number of joints, or ''."""
+    """The layout of `known` with this number of joints, or '' if there is none or more than one."""
     from pipelines.skeleton import SKELETONS
 
     names = [name for name in known if SKELETONS[name].num_joints == num_joints]

@@ -144,9 +144,10 @@ def title_of(chart: Mapping[str, Any], series: Mapping[str, Any]) -> str:
 
 
 def compared_levels(shown: Sequence[Shown], sections: Sequence[RunSection]) -> list[dict[str, Any]]:
-    """The fine classes, with the main scores of each run in place of streams.
+    """The level of the fine classes (`levels_of`) for all runs: in place of its streams, it has the runs by name.
 
-    Empty if the runs have different classes.
+    The confusions of a run are those of its fused scores, or of its only stream. Empty if the runs have different
+    classes.
     """
     levels = [
         (section.name, levels_of(each.evaluation)[0])
