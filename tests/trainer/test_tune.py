@@ -387,10 +387,11 @@ def test_too_little_memory_has_many_spellings(error):
     assert not needs_more_memory(RuntimeError("no kernel image is available"))
 
 
-def test_40_steps_tuned_and_untuned_have_the_same_losses(small, same_threads, monkeypatch):
-    monkeypatch.setattr("trainer.runtime.tuning.trial.LOSS_STEPS", 40)
+@pytest.mark.parametrize("steps", [8, pytest.param(40, marks=pytest.mark.soak)])
+def test_steps_tuned_and_untuned_have_the_same_losses(small, same_threads, monkeypatch, steps):
+    monkeypatch.setattr("trainer.runtime.tuning.trial.LOSS_STEPS", steps)
     plain, *_ = answers_to(requests(small))
-    assert len(plain["loss"]) == 40
+    assert len(plain["loss"]) == steps
     for settings in (("threads=2",), ("threads=2", "align_channels=true", "fused=x3d_block")):
         tuned, *_ = answers_to(requests(override(small, *settings)))
         assert tuned["loss"] == pytest.approx(plain["loss"], rel=LOSS_BOUNDS["fp32"])
