@@ -25,9 +25,9 @@ setup(
     },
     install_requires=[
         # The whole suite passed with 2.11 and 2.13. With 2.14.1 and triton 3.8, the tests of kernels, benchmarks and
-        # networks and those of fall-backs passed, over 600 in all, and the demo trained; the suite as a whole has not
-        # run. Older versions
-        # (kernels/program.py refuses them with an error message) and 2.15 (no build for CUDA 12) have not been tested.
+        # networks and those of fall-backs passed, over 600 in all, and the demo trained for six steps; the suite as a
+        # whole has not run. Older versions (kernels/program.py refuses them with an error message) and 2.15 (no build
+        # for CUDA 12) have not been tested.
         "torch>=2.11,<2.15",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",

@@ -86,7 +86,7 @@ def test_pictures_of_predict_that_find_no_room_are_one_sentence(tiny, environmen
 
 
 ONE_BLOCK = (
-    *("model.path.base_channels=4", "model.path.blocks=(1,)", "model.path.inflate=(True,)", "model.path.strides=(2,)"),
+    *("model.path.base_channels=8", "model.path.blocks=(1,)", "model.path.inflate=(True,)", "model.path.strides=(2,)"),
     *("clip.pose_frames=8", "clip.heatmap_size=12", "clip.heatmap_size_val=14"),
 )
 
