@@ -87,7 +87,8 @@ class Loader:
     def sizes(self) -> tuple[int, int]:
         """Side of the RGB frames and side of the heatmaps in pixels.
 
-        With `crop`, both sides are multiplied by CROP_SHARE, as the crop is, so the scale of the picture is the same.
+        With `crop`, each crop box covers only CROP_SHARE of the usual box's side. Both sides shrink by the same factor, so
+        that people appear as large as without `crop`.
         """
         rgb, heatmap = self.config.sizes(self.train)
         return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))

@@ -19,7 +19,7 @@ PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
 
 
 class Operators(TorchDispatchMode):
-    """A dispatch mode that counts launches of operators, and the elements that ideal operators would move."""
+    """A dispatch mode that counts launches of operators, and the elements of their inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,9 +55,9 @@ SIZES = [(1080, 1920), (1296, 1080), (240, 320), (540, 960)]
 
 
 def boxes_inside(film, folder, seeds: range, most_frames: int, count: int) -> int:
-    """Draw boxes of training and evaluation for random skeletons.
+    """Make random skeletons, and choose crop boxes around them as training and evaluation do.
 
-    Asserts that the regions contain all boxes, and returns the number of boxes.
+    Asserts that each clip's stored region (`crop_region`) contains all its boxes, and returns the number of boxes.
     """
     clips = []
     for seed in seeds:

@@ -160,7 +160,7 @@ def mediapipe(folder, name, joints):
 
 
 def ntu(folder, name, joints):
-    """Write joints scaled from the test's video by 2.25, to the 1920x1080 pixels of NTU RGB+D's colour images."""
+    """Write the joints in pixels of NTU RGB+D's colour images (1920x1080), 2.25 times as large as the test's video."""
     lines = [str(FRAMES)]
     for t in range(FRAMES):
         lines.append("1" if t in SEEN[name] else "0")
