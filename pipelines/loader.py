@@ -87,8 +87,8 @@ class Loader:
     def sizes(self) -> tuple[int, int]:
         """Side of the RGB frames and side of the heatmaps in pixels.
 
-        With `crop`, each crop box covers only CROP_SHARE of the usual box's side. Both sides shrink by the same factor, so
-        that people appear as large as without `crop`.
+        With `crop`, the side of each crop box is CROP_SHARE of the usual box's side. Both results shrink by the same
+        factor, so that people appear as large as without `crop`.
         """
         rgb, heatmap = self.config.sizes(self.train)
         return (rgb, heatmap) if self.crop is None else (round(rgb * CROP_SHARE), round(heatmap * CROP_SHARE))

@@ -1,8 +1,8 @@
 """Shows what a pack contains and who uses it (`prepare --list`), and frees clips that nothing uses (`prepare --drop`).
 
 A table uses its clips as long as a run reads them, or an annotation file with the table's content exists. If a file's
-content has changed, the file still uses the clips of its former content until its new content is prepared. If the
-folder of a file is missing too, the file may lie on a disk that is not mounted here, so it counts as existing.
+content has changed, the file still uses the clips of its former content until its new content is prepared. A file
+whose folder is missing counts as existing, because it may lie on a disk that is not mounted here.
 """
 
 import shutil

@@ -79,7 +79,7 @@ class LiveSource:
 
     address: an address such as rtsp://camera/1, a camera's device file, or a video file.
     max_delay: frames that arrived more than this many seconds ago are dropped.
-    Raises VideoError for a source that cannot be opened, or that the user does not allow.
+    Raises VideoError for a source that cannot be opened, or whose protocol the user has not allowed (`check_address`).
     """
 
     def __init__(self, address: str, max_delay: float):

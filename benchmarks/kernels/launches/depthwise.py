@@ -20,7 +20,10 @@ class DepthwiseCall(BlockCall):
 
     @classmethod
     def find(cls, seen: Seen) -> Iterator[Self]:
-        """List the calls. With squeeze-excite, the scale of the next convolution has one row for each clip."""
+        """List the calls.
+
+        A call belongs to a block with squeeze-excite if the next convolution's scale has one row for each clip.
+        """
         scales = [scale for _, _, scale, _, activation in seen.calls["conv_bn"] if activation == "silu"]
         for (x, _, stride, _, _, num_groups), scale in zip(seen.calls["depthwise"], scales, strict=True):
             assert num_groups == CLIPS
