@@ -23,7 +23,7 @@ ADVICE = re.compile(rf"(?:[;:,]|\bor|\band|\bthen)\s+(?:or |so |then |first |not
 ENOUGH = 12  # a row counts for a sentence if its expression and the sentence share this many consecutive characters
 GAP = "\0"  # stands for each value that a program fills in
 
-# Sentences whose advice no test can follow, grouped by what a test would need. Some words identify each sentence.
+# Sentences whose advice no test can follow, grouped by what a test would need. A few words identify each sentence.
 NOT_HERE = {
     "a GPU, its driver, or another version of torch": (
         *("start the container with", "or run make CUDA=cpu", "run make CUDA=cu12", "make CUDA=cu13 replaces them"),
@@ -52,7 +52,7 @@ NOT_HERE = {
         "see what python -m trainer doctor says",
     ),
 }
-# For some words of a sentence, the test that follows the advice in this sentence but has no table of commands.
+# ELSEWHERE maps a few words of a sentence to the test that follows its advice, outside tests/trainer/test_advice*.py.
 SPOILED = "tests/trainer/test_checks.py::test_a_spoiled_data_set_is_named_by_verify_and_by_training"
 TUNE = "tests/trainer/test_tune.py::test_mistakes_are_told_in_one_sentence"
 CONTRADICTING = "tests/pipelines/test_pose_formats.py::test_files_that_contradict_each_other_are_refused"

@@ -24,11 +24,11 @@ SIDE = 16  # width and height of the tiny pictures in pixels
 MAX_FRAMES = 900  # only this many frames at the start of a video are compared
 MOMENTS = 8  # number of frames of one video that are compared with frames of the other video
 MAX_SHIFT = 0.33  # share of the longer video that the other video may lack at the start or the end
-# Two videos are copies if the mean difference of their grey levels over the compared frames is less than CLOSE at every
-# place of the picture, and less than ALIKE on average over all places. The levels of each video are divided by their
-# standard deviation.
+# Two videos are copies if the difference of their grey levels, averaged over the compared frames, is less than CLOSE at
+# every pixel of the tiny pictures, and less than ALIKE on average over all pixels. The levels of each video are divided
+# by their standard deviation first.
 CLOSE, ALIKE = 0.35, 0.1
-# Two videos are compared frame by frame only if, at every place, their mean pictures differ by less than this.
+# Two videos are compared frame by frame only if their mean pictures differ by less than this at every pixel.
 LIKELY = 0.8
 
 # For each pair of copies, the numbers of the two videos, and whether one is mirrored.

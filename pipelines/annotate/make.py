@@ -127,7 +127,7 @@ def poses_from_files(folder: Path, max_people: int, rotation: Rotation = "shown"
 
 
 def check_rotation(file: Path, header: Header, poses: Poses, rotation: Rotation) -> Poses:
-    """Return the poses. Raises UserError if they clearly have the other rotation, not `rotation`."""
+    """Return the poses. Raises UserError if they clearly do not belong to frames with this rotation."""
     fits_other = Turn.of_code(header.turn).swap and fits_only_swapped(poses.joints, poses.height, poses.width)
     if header.turn and (fits_other or poses.rotation != rotation):
         here, other = ("shown", "stored") if rotation == "shown" else ("stored", "shown")

@@ -8,12 +8,13 @@ import re
 from collections.abc import Collection, Iterable
 
 TRAIN = re.compile("train(ing)?", re.IGNORECASE)
-# The words that may replace `train` in the name of the validation split, the preferred word first.
+# A validation split has the name of its training split, with one of these words in place of `train`. If there are
+# several such splits, the first of these words decides.
 VALIDATION = ("val", "validation", "valid", "dev", "test", "testing", "eval")
 
 
 def find_split(splits: Collection[str], name: str) -> str | None:
-    """The split that `name` means, or None. `name` is that of a split, or PAIR_train or PAIR_val of a pair of splits.
+    """The split that `name` means, or None. `name` is the name of a split, or PAIR_train or PAIR_val for a pair.
 
     A pair has the name of its training split, or this name without the word train: the pair train1 and test1 is called
     `train1` or `1`, and the pair xsub_train and xsub_val is called `xsub`. The pair train and val is called `train`.

@@ -24,7 +24,7 @@ class VideoDecoder:
     """Decodes and resizes frames of `num_clips` videos per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the thread of its caller, for a step up to `prefetch` steps ahead of the one that it returns.
+    calls `source` in the calling thread, up to `prefetch` steps ahead of the step whose frames `next` returns.
     """
 
     def __init__(

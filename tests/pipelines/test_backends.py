@@ -116,7 +116,7 @@ def test_a_jpeg_engine_that_fails_later(shared, engine, monkeypatch, step):
 
 
 def test_an_epoch_follows_a_switch_at_once(shared, engine):
-    """The decoder is switched after the first batch of the epoch. The first look may switch it before training."""
+    """After `decode_on_cpu` is called within an epoch, the CPU decodes the remaining batches of this epoch."""
     expected = list(loader(*shared, batch_size=2).epoch(0))
     engine(crash_at(2))
     said = []

@@ -11,7 +11,7 @@ from trainer.commands.doctor import cpu, dali
 from trainer.runtime.ranks import device_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
-# A torch that is built for CUDA works with some of the drivers below, and then suggests no other wheels.
+# If the installed torch is built for CUDA, it fits some of these drivers, and messages then suggest no other build.
 BUILT_FOR_CUDA = torch.version.cuda is not None
 
 

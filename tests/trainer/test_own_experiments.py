@@ -1,4 +1,6 @@
-"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, snapshots need no file, and mistakes are reported."""
+"""`--exp FILE.py:NAME`: the example in docs/settings.md trains, its snapshots work without the file, and mistakes are
+reported.
+"""
 
 import json
 import re

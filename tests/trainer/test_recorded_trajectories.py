@@ -45,7 +45,7 @@ EXPERIMENTS = {
         *("clip.rgb_frames=2", "clip.pose_frames=4", "clip.rgb_size=48", "clip.heatmap_size=16"),
         *("optim.batch_size=4", "optim.warmup_epochs=2", "optim.lr=0.02", "optim.ema=0.9"),
     ),
-    # RGBPoseConv3D with interaction, drop-path and PCAN's head; batches have two parts, and large gradients are clipped
+    # RGBPoseConv3D with interaction, drop-path, PCAN's head, gradient accumulation (two parts) and gradient clipping
     "ma52": (
         *("clip.rgb_frames=2", "clip.pose_frames=8", "clip.rgb_size=64", "clip.heatmap_size=16"),
         *("model.rgb.base_channels=16", "model.rgb.blocks=(1,1,1,1)"),

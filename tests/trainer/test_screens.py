@@ -88,7 +88,7 @@ def screens(width: int, folder: Path) -> str:
 
 
 def on_a_card(patch: pytest.MonkeyPatch) -> None:
-    """Stop the time, and use the numbers of CARD, as a machine with a GPU would show them."""
+    """Make the screen's clock stand still, and show the GPU use in CARD, as if this machine had a GPU."""
     patch.setattr(screen.time, "monotonic", lambda: 100.0)
     patch.setattr(screen, "card_use", lambda: CARD)
 

@@ -142,7 +142,10 @@ def test_a_run_that_is_restarted_continues_only_if_it_had_begun(tmp_path, monkey
 
 @pytest.mark.parametrize("work_dir", ["", ".", ".."])
 def test_the_current_folder_is_no_work_directory(tiny, tmp_path, capsys, monkeypatch, work_dir):
-    """If a script passes an empty variable as --work-dir, a new run would move the current folder aside."""
+    """A run refuses these folders, because the next run with the same --work-dir would rename them.
+
+    A script passes an empty --work-dir if it uses a variable that is not set.
+    """
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run_command([*tiny, "--work-dir", work_dir]) == 2

@@ -17,7 +17,7 @@ from trainer.journal.clock import Clock
 PAUSE = 30.0  # seconds between two lines about training steps, if the output is not a terminal
 REFRESHES = 4  # how many times a second the block on a terminal is drawn
 GAP = "   "  # separates two facts on a line
-WIDEST = 100  # columns of the block on a wider terminal, so that the eye finds the numbers
+WIDEST = 100  # largest width of the block in columns; on wider lines, the numbers are hard to find
 
 
 class PlainLines:
@@ -177,7 +177,7 @@ def speed(clock: Clock) -> list[str]:
 
 
 def loss_terms(values: Mapping[str, float]) -> list[str]:
-    """The loss, and each of its terms, which begin with loss_."""
+    """The loss, and each of its terms: the values whose names begin with loss_."""
     terms = [(name.removeprefix("loss_").replace("_", " "), value) for name, value in values.items() if "loss_" in name]
     return [f"loss {values['loss']:.4f}", *(f"{name} {value:.4f}" for name, value in terms)]
 

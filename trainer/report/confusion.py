@@ -16,8 +16,8 @@ MOST_NUMBERED = 20  # with more classes, cells are too small for numbers
 NUM_PAIRS = 10  # confused pairs that are listed beside the matrix
 SMALLEST = 5.0  # smallest side of the matrix in inches
 CELL = 0.115  # side of a cell in inches
-# Size of the type in points, which fits a cell, and the size with at most MOST_NUMBERED classes. When the picture is
-# printed on A4 with 60 classes, or on A3 with 120 classes, the type still has more than 5 points.
+# Font sizes in points: TYPE fits a cell, and TYPE_OF_FEW is used for at most MOST_NUMBERED classes. If the picture is
+# printed on A4 with 60 classes, or on A3 with 120 classes, text of size TYPE is still larger than 5 points.
 TYPE, TYPE_OF_FEW = 7.0, 8.5
 DPI = 200
 GROUP = "#c8553d"  # colour of the names of groups and of the lines between them
@@ -63,7 +63,7 @@ def draw_confusion(
 
 
 def _width(text: str, size: float) -> float:
-    """The approximate width in inches of a text in type of `size` points. Chinese characters are twice as wide."""
+    """The approximate width in inches of a text whose font has `size` points. Chinese characters are twice as wide."""
     return sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.56 for char in text) * size / 72
 
 

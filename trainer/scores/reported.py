@@ -47,7 +47,7 @@ def all_metrics(scores: Scores) -> dict[str, float]:
 
 
 def paper_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """Tables of the results in percent, one table for each kind of data, in the form that papers use."""
+    """Tables of the results in percent: MA-52, NTU-60 and NTU-120 as in papers, and one table for all other data."""
     ma52 = [result for result in results if result.experiment.data.coarse_map == MA52 and "f1/mean" in result.metrics]
     if ma52:
         yield table_of("MA-52, in %", F1, ma52)

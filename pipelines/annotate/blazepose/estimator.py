@@ -22,8 +22,8 @@ LEAST = 0.5  # a box, a set of landmarks or a heatmap is used only if its probab
 SAME_PERSON = 0.3  # boxes with at least this intersection over union belong to the same person
 NEAR = 0.15  # two squares show the same person if their centres are closer than this share of their side
 MARGIN = 1.25  # the side of the landmarks' square, divided by the diameter of the circle around the person
-WINDOW = 3  # a landmark is refined by its heatmap's cells up to this many rows and columns from its own cell
-LOOK_EVERY = 5  # one picture in this many is searched for new people, and so is a picture after one without people
+WINDOW = 3  # heatmap cells on each side of a landmark's cell that are averaged to refine its position
+LOOK_EVERY = 5  # the detector runs on one picture in this many, and on each picture after one without people
 # The numbers of the landmarks that are used: the COCO joints, the middle of the hips, and a point on the rim of the
 # circle around the person.
 USED = [*(MEDIAPIPE_33.names.index(name) for name in COCO_17.names), 33, 34]

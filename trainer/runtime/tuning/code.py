@@ -1,4 +1,4 @@
-"""A digest of the code that decides how fast a training step runs. Results of `tune` hold as long as it is the same."""
+"""A digest of the code that decides how fast a training step runs. Results of `tune` are valid for one digest."""
 
 import hashlib
 from pathlib import Path
@@ -21,11 +21,11 @@ def digest_of_code(checkout: Path) -> str:
 
 
 def parts_of(code: CodeType) -> list[object]:
-    """What compiled code does, without the numbers of its lines. Functions in it are parts of its constants."""
+    """The instructions, names and constants of compiled code, without line numbers. Functions in it are constants."""
     constants = []
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             constants.append(parts_of(constant))
-        else:  # the order of a set of texts is different in each process
+        else:  # a set of strings has a different order in each process
             constants.append(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
     return [code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants]

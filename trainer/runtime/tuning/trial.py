@@ -95,7 +95,7 @@ def answers_to(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             trial.steps(trial.lead)
             yield {"seconds": trial.steps(request["steps"])}
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # free memory for the process that is timed in turn with this process
+                torch.cuda.empty_cache()  # free memory for the other trial's process, which is timed next
 
 
 class StrictJournal(Journal):
