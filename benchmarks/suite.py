@@ -51,7 +51,7 @@ class Part:
 def headspace_of(choice: Choice, own_data: bool = False) -> Part:
     """Return the part that compares an experiment's step with and without its loader.
 
-    Packs of the experiment's own data may have to be made first, which takes hours.
+    With `own_data`, the loader reads the experiment's own data. Making missing packs of these data takes hours.
     """
     part = Part(name=f"headspace_{slug(choice.exp)}", module="benchmarks.step.headspace", seconds=3600, choice=choice)
     if own_data:
@@ -104,8 +104,8 @@ def run_suite(parts: Sequence[Part], target: Target, records: Path, again: bool 
     """
     if target.device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    # The fork server imports the modules once for all parts. It never initialises CUDA, because a process
-    # that is forked from one with CUDA cannot use CUDA.
+    # The fork server imports the modules once for all parts. It never initialises CUDA, because the processes
+    # that it forks could then not use CUDA.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([part.module for part in parts if not part.needs_dali])
     return FAILED not in [_run_part(context, part, target, records, again) for part in parts]
@@ -129,7 +129,7 @@ def _run_part(context: ForkServerContext, part: Part, target: Target, records: P
                 if not again and is_done(path, record):
                     print(f"{part.name} was done before and is left out, see {path} (--again measures it again)")
                     return DONE
-                with suppress(ConnectionError):  # if the process has just died, _receive reports it
+                with suppress(ConnectionError):  # if the process has died, the next call of _receive reports it
                     ours.send("begin")
             record["seconds"] = round(time.monotonic() - start, 1)
             write_record(path, record)
@@ -203,7 +203,7 @@ def _end_with_suite() -> None:
 
 
 def load(part: Part) -> Callable[[Target], Iterator[Result]]:
-    """Return the function of a part, which takes the target. Raises Skipped if the part needs DALI and lacks it."""
+    """Return the function of a part, which takes the target. Raises Skipped if it needs DALI, but cannot import it."""
     if part.needs_dali:
         try:
             importlib.import_module("pipelines.dali")
@@ -216,7 +216,7 @@ def load(part: Part) -> Callable[[Target], Iterator[Result]]:
 
 
 def brief(values: dict) -> str:
-    """Format a result on one line, with the median of each spread."""
+    """Format a result on one line. Of a value that was measured several times, the line shows the median."""
     texts = []
     for key, value in values.items():
         value = value.get("median", value) if isinstance(value, dict) else value

@@ -34,7 +34,7 @@ NOT_HERE = {
         *("run `wandb login`", "ask its owner to run this command", "can reach a package index"),
         *("to reinstall it", "in the checkout, which installs it", "start it (ip link set lo up)"),
     ),
-    "a file system without locks": ("use this pack in no other run",),
+    "a file system without locks": ("use this pack only in runs with --shard",),
     "the program ffmpeg": ("write an upright copy with ffmpeg",),
     "hours": ("wait until the run has logged some steps", "there is no such part", "--again measures it again"),
     "a fault of our own code": ("try another --format", "zip only that file", "see parity_"),
@@ -61,7 +61,7 @@ BEHIND_A_LINK = "tests/pipelines/test_foreign_packs.py::test_what_lies_behind_a_
 THROUGH_A_LINK = "tests/trainer/test_odd_state.py::test_a_run_writes_through_no_link"
 BEGUN = "tests/trainer/test_recipe.py::test_a_folder_that_was_begun_with_other_settings_is_refused"
 ELSEWHERE = {
-    **dict.fromkeys(("give the same settings as before, or choose", "other --use: give the same as before"), BEGUN),
+    **dict.fromkeys(("give the same settings as before, or choose", "options: give the same ones as before"), BEGUN),
     "cannot be read as settings: remove it": "tests/trainer/test_recipe.py::"
     "test_a_stage_whose_results_were_removed_is_not_done",
     "was made from an earlier": "tests/trainer/test_recipe.py::test_only_what_is_missing_or_outdated_is_made_again",
@@ -69,7 +69,7 @@ ELSEWHERE = {
     "wrong clips are not shown: run": "tests/trainer/test_report_page.py::"
     "test_a_run_without_scores_says_how_to_get_them",
     "where files would be written: remove this": THROUGH_A_LINK,
-    **dict.fromkeys(("check the pack that it is in", "move what is there to"), BEHIND_A_LINK),
+    **dict.fromkeys(("check the pack that it is in", "put the folder that it points to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
     **dict.fromkeys(("write the poses of all videos in the same way", "keep the files of one"), CONTRADICTING),
     **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),

@@ -63,7 +63,7 @@ def score_clips(
 
 @contextmanager
 def advising(loader: Loader) -> Iterator[None]:
-    """A context for computing a batch of the loader. Raises UserError with advice if the memory does not suffice."""
+    """A context for computing a batch of the loader. Raises UserError with advice if there is not enough memory."""
     try:
         yield
     except RuntimeError as error:
@@ -72,6 +72,6 @@ def advising(loader: Loader) -> Iterator[None]:
         fewer = loader.batch_size // loader.world_size // 2 * loader.world_size
         way_out = f"set val.batch_size={fewer}" if fewer else "lower clip.rgb_size_val, or use a larger GPU"
         raise UserError(
-            f"the memory does not suffice to score {loader.batch_size} clips at once: "
-            f"{way_out} (training goes on with --resume)"
+            f"there is not enough memory to score {loader.batch_size} clips at once: "
+            f"{way_out} (--resume continues the training)"
         ) from None

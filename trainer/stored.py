@@ -17,7 +17,8 @@ from trainer.config import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.settings import describe_type, match_type
 
-TYPE = "type"  # key for the name of the dataclass, in parts that can be one of several, such as the model
+# key under which the name of a dataclass is stored, if a field can have one of several dataclasses, such as the model
+TYPE = "type"
 LONGEST = 60  # maximum number of characters of a value in a sentence; longer values are cut
 # If one of these settings, or a part of it, changes, the scores of a run can no longer be compared with earlier scores.
 MEANING = ("model", "data.split", "data.val_split", "data.num_classes", "data.coarse_map", "clip", "align_channels")
@@ -79,7 +80,7 @@ def with_network(settings: Any) -> Any:
 
 
 def read_part(settings: Any, kind: Any, at: str, unknown: list[str]) -> Any:
-    """Create the dataclass `kind` from its settings. The names of its fields begin with `at`, such as `optim.`.
+    """Create the dataclass `kind` from its settings. `at` is the prefix of their names in messages, such as `optim.`.
 
     Appends the names of settings that `kind` does not have to `unknown`. Raises UserError.
     """

@@ -79,7 +79,7 @@ def _grad_sums(
         ACTIVATION=activation,
         **options,
     )
-    return partial.sum(-1), inner  # splits are the last axis, so that the compiler sums them in one launch
+    return partial.sum(-1), inner  # partial sums lie along the last axis, so that the compiler adds them in one launch
 
 
 @triton_op("duet::norm_act_grad_rows", mutates_args=())

@@ -1,4 +1,4 @@
-"""`python -m models.weights inspect|convert|merge`."""
+"""`python -m models.weights inspect|convert|merge`: describes, converts or merges files of weights."""
 
 import sys
 

@@ -10,7 +10,7 @@ HEADS: Rules = (
     ("cls_head.fr_{stream}.spatio_cl_net.avg_f", "cls_head.contrast_{stream}.prototypes"),
 )
 MMACTION2: Rules = (("backbone.{rest}", "backbone.{rest}"), *HEADS)
-"""SlowOnly and RGBPoseConv3D, with or without PCAN's additions. Only the names of contrast tensors differ from ours."""
+"""SlowOnly and RGBPoseConv3D, with or without PCAN's additions. Only contrast_* tensors have other published names."""
 BACKBONES: Rules = (("{stream}_backbone.{rest}", "{stream}_backbone.{rest}"),)
 GUIDE: Rules = (*BACKBONES, *HEADS)
 EPAM: Rules = (

@@ -56,7 +56,7 @@ def measure(
     first_row: np.ndarray,
     total_frames: np.ndarray,
 ) -> np.ndarray:
-    """Measure all clips: [n] of dtype MEASURES, in which `not_a_number` and `third` are still 0.
+    """Return the measures of all clips: [n] of dtype MEASURES, in which `not_a_number` and `third` are still 0.
 
     joints: [rows, V, 3]. per_clip: [n], the number of rows of each clip. height, width, total_frames: [n].
     """
@@ -72,11 +72,12 @@ def measure(
 
 
 def _measure(stored: np.ndarray, per_clip: np.ndarray, height: np.ndarray, width: np.ndarray, part: np.ndarray) -> None:
-    """Fill `part`, the measures of consecutive clips whose joints are `stored`."""
-    some = np.flatnonzero(per_clip)  # without clips that have no rows, over which reduceat cannot sum
+    """Fill in `part`, the measures of consecutive clips. `stored` contains the joints of these clips."""
+    some = np.flatnonzero(per_clip)  # clips without rows are left out, because reduceat cannot sum over them
     starts = np.cumsum(per_clip)[some] - per_clip[some]
     clip = np.repeat(np.arange(len(per_clip)), per_clip)
-    x, y, score = np.ascontiguousarray(stored.T, np.float32)  # [V, rows] each; NumPy reduces the first axis fastest
+    # [V, rows] each, because NumPy reduces the first axis fastest
+    x, y, score = np.ascontiguousarray(stored.T, np.float32)
     placed = (x != 0) | (y != 0)
     drawn = placed & (score >= MIN_SCORE)
     right, bottom = width[clip], height[clip]

@@ -1,9 +1,9 @@
 """The annotation table: the content of a skeleton pickle as columns that are stored on the disk.
 
 `open_table` converts a pickle once and stores the table in a cache, under a digest of the pickle's content. Every
-process checks the seals of the stored table once. The joints, which take up nearly the whole table, are read from the
-disk when they are needed, so that all ranks on a machine share one copy in the memory of the operating system.
-docs/sources.md, "Annotation files", describes the pickles.
+process checks once whether the stored table is damaged, by the seals of its files (kernels/whole_files.py). The joints,
+which take up nearly the whole table, are read from the disk when they are needed, so that all ranks on a machine share
+one copy in the memory of the operating system. docs/sources.md, "Annotation files", describes the pickles.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class ClipTable:
     def clip_joints(self, row: int) -> np.ndarray:
         """The joints of the clip in row `row`: [M, T, V, 3] (x, y, score). M may be 0.
 
-        Raises UserError if the table's file has been cut since it was opened.
+        Raises UserError if the file of the joints has been truncated since it was opened.
         """
         persons, frames, first = self.num_persons[row], self.total_frames[row], self.first_row[row]
         rows = self.joints[first : first + persons * frames]

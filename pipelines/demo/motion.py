@@ -27,7 +27,7 @@ class Scene:
 
 
 def act(label: int, num_frames: int, rng: np.random.Generator) -> Scene:
-    """Perform the motion of class `label` once. `rng` varies the motion; the look of the object does not affect it."""
+    """Return a scene in which people perform the motion of class `label` once. `rng` varies the motion."""
     return ACTS[label](np.linspace(0, 1, num_frames), rng)
 
 

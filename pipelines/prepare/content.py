@@ -15,7 +15,7 @@ ENDS = "ends:"  # prefix of an earlier version's digests, which cover only the s
 class Stamp(NamedTuple):
     """Properties of a file that change when it is written or replaced: size in bytes, modification time in ns, inode.
 
-    The inode is 0 if it is not known, and -1 if the stamp stands for no file.
+    The inode is 0 if it is not known, and -1 in a stamp that only fills up a list of stamps (NO_STAMPS).
     """
 
     bytes: int
@@ -23,7 +23,7 @@ class Stamp(NamedTuple):
     inode: int
 
     def before(self, stamps: list[list[int]]) -> list[list[int]]:
-        """A list of this stamp and the first three of `stamps` that differ from it.
+        """Four stamps: this one, the first other ones in `stamps`, and NO_STAMPS if there are fewer than four.
 
         Several stamps are kept because copies of a data set may be used in turn.
         """

@@ -4,7 +4,7 @@
     users/KEY/making    exclusive for a run that makes all clips of a table, and shared by the runs that make its shards
     users/KEY/reading   shared by every run that reads the clips of a table
 
-The locks are those of flock. On a file system without locks, runs go on without them, and only a run without --shard
+The locks are made by flock. On a file system without locks, runs continue without them, and only a run without --shard
 merges.
 """
 
@@ -31,7 +31,7 @@ def make_clips(out: Path, key: str, console: Console, kind: int = fcntl.LOCK_EX)
 
     With LOCK_SH, other runs may make other shards of the table.
 
-    key: names the table and the settings.
+    key: the name of the folder in users/ for this table and these settings.
     """
     check_links(out, key)
     try:
@@ -51,8 +51,8 @@ def check_links(out: Path, key: str = "") -> None:
     for folder in (out / "clips", out / "parts", out / "index", out / "users", out / "users" / key):
         if folder.is_symlink() and not folder.resolve().is_relative_to(out.resolve()):
             raise UserError(
-                f"{folder} is a link to a place outside of the pack, where files would be written and removed: move "
-                f"what is there to {folder}; {out} itself may be a link"
+                f"{folder} is a link to a place outside of the pack, where files would be written and removed: remove "
+                f"the link, and put the folder that it points to in its place; {out} itself may be a link"
             )
 
 
@@ -68,9 +68,7 @@ def _locked(path: Path, out: Path, kind: int, console: Console) -> Iterator[None
             if error.errno not in NO_LOCKS:
                 raise
             if path.name == "lock":
-                text = (
-                    "its file system has no locks, so until this run ends, use this pack in no other run, except shards"
-                )
+                text = "its file system has no locks, so until this run ends, use this pack only in runs with --shard"
                 console.print(f"{out}: {text}", **PLAIN)
         yield
 
@@ -79,7 +77,7 @@ def _opened(path: Path) -> IO[str]:
     """Open a lock's file for writing, as exclusive locks on NFS require, and make it if it is missing."""
     try:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-    except PermissionError:  # the pack belongs to another user; this file suffices for a shared lock
+    except PermissionError:  # the pack belongs to another user; a shared lock needs only a file open for reading
         return open(path, encoding="utf-8")
 
 

@@ -31,7 +31,8 @@ NEEDED = {
 }
 # Containers of streams. Playlists (HLS, DASH, SDP) are not among them, because they refer to other addresses and files.
 STREAMS = f"{CONTAINERS['format_whitelist']},flv,rtsp,mpjpeg,mjpeg"
-PACED = ("http", "https")  # files are read from such addresses faster than they should be played
+# Protocols that send a file faster than it should be played, so that LiveSource has to wait before each frame.
+PACED = ("http", "https")
 PATIENCE = 10.0  # a source that sends nothing for this many seconds has ended
 SLOWEST, FASTEST = 1, 240  # frames per second; if a source claims a rate outside these limits, USUAL_RATE is assumed
 UNIT = Fraction(1, 90_000)
@@ -66,7 +67,7 @@ class LiveTimes:
         return (self.shown[-1] if self.shown else 0.0) + past / float(self.usual)
 
     def at(self, frame: int) -> int:
-        """The time at which a frame is shown, in units."""
+        """The time at which a frame is shown, in units of `unit` seconds after the first frame."""
         return round(self.seconds(frame) / UNIT)
 
     def rate(self) -> Fraction:

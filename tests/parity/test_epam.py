@@ -1,4 +1,4 @@
-"""EPAM-Net against the published code: the attention map, and the whole recogniser (epam_*).
+"""Compares EPAM-Net with the published code: the attention map, and the whole network (fixtures epam_*).
 
 The fixtures also contain `st_*`, outputs of a second attention in the published code. That attention works for 16
 frames only, and no published weights use it, so Duet does not have it (docs/sources.md, "EPAM-Net").

@@ -102,7 +102,7 @@ def test_a_clip_loses_one_rectangle_in_all_frames():
 
 @pytest.mark.parametrize("jitter", [0.4, 1.0])
 def test_a_batch_is_changed_like_its_clips_one_by_one(jitter):
-    """The order of the clips in a batch and the other clips in it do not matter. A loop defines the pixels."""
+    """A clip changes in a batch as it does alone. A loop over the clips computes the expected pixels in float64."""
     config = replace(CONFIG, color_jitter=jitter, erasing=0.5)
     frames = torch.randint(0, 256, (6, 2, 17, 17, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     frames[0], frames[1, 0] = 255, 0
@@ -168,7 +168,7 @@ def test_the_change_of_a_person_does_not_depend_on_the_people_in_other_clips():
 
 
 def test_purposes_epochs_and_seeds_have_numbers_of_their_own():
-    """Purpose 0 is that of the plans."""
+    """The random numbers of purpose 0 draw the plans, and those of purposes 1 to 4 draw the random changes."""
     assert sorted((COLORS, RECTANGLES, DROPS, NOISE)) == [1, 2, 3, 4]
     draws = [uniforms(*where, ROWS, 3, purpose) for where in ((0, 0), (0, 1), (1, 0)) for purpose in range(5)]
     together = np.corrcoef(np.stack([draw.ravel() for draw in draws]))

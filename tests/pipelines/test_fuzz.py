@@ -145,7 +145,7 @@ def survive(film, folder: Path, monkeypatch, good: int, bad: int, seed: int = 0)
     seconds = time.monotonic() - start
     assert "took longer" not in said
     for video in work.videos.iterdir():
-        read_header(str(video))  # `verify` reads headers too, and must not fail on them
+        read_header(str(video))  # `verify` reads headers too, and must not fail on broken ones
     named = [name for name in work.kind_of if f"{name}: " in said]
     assert all(said.count(f"{name}: ") == 1 for name in named)
     assert sorted(named) == sorted(pack.bad)

@@ -98,7 +98,7 @@ def test_evaluation_counts_every_clip_once(shared, batch_size, world):
 
 
 def test_augmentation_changes_training_and_nothing_else(shared):
-    """Evaluation and the plans of training stay as they are. Each setting changes only the stream that it is for."""
+    """AUGMENTED changes neither evaluation nor the plans of training. Each setting changes only one of the streams."""
     for train in (True, False):
         plain, augmented = (loader(*shared, train=train, config=config) for config in (CONFIG, AUGMENTED))
         boxes = [work.plan(0, 0).box for work in (plain, augmented)]
@@ -113,7 +113,7 @@ def test_augmentation_changes_training_and_nothing_else(shared):
 
 @pytest.mark.parametrize("train", [True, False])
 def test_a_faded_background_is_grey_around_the_people_only(shared, train):
-    """In training and in evaluation, the pixels at the joints stay as they are, also in mirrored clips."""
+    """`fade_background` does not change the pixels at the joints, even in mirrored clips."""
     plain, other = (loader(*shared, train=train, config=replace(CONFIG, fade_background=share)) for share in (0.0, 1.0))
     (batch, *_), (faded, *_) = plain.epoch(0), other.epoch(0)
     assert torch.equal(batch.heatmap, faded.heatmap)

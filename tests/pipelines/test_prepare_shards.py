@@ -203,7 +203,7 @@ def test_the_allowance_for_bad_videos_is_that_of_the_whole_pack(scene):
 
 
 def flock_of_nfs(flock):
-    """On NFS, a shared lock needs a file that is open for reading, and an exclusive lock a file open for writing."""
+    """Return a flock as on NFS: a shared lock needs a file open for reading, an exclusive lock one open for writing."""
 
     def on_nfs(file, operation: int) -> None:
         mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
@@ -215,7 +215,7 @@ def flock_of_nfs(flock):
 
 
 def flock_of_lustre(flock):
-    """On Lustre, if it is mounted without the option flock, locking fails."""
+    """Return a flock that fails, as on a Lustre file system that is mounted without the option flock."""
 
     def without_locks(file, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

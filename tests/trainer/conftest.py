@@ -1,4 +1,6 @@
-"""Makes and packs a demo data set of 40 + 24 clips once for all test processes. Provides arguments that train on it.
+"""Makes and packs a demo data set once for all test processes: 40 clips for training and 24 for validation.
+
+Provides arguments of `python -m trainer` that train on these clips.
 
 Runs in the process of the tests draw no pictures (tests/pictures.py), unless a module of tests overrides the fixture
 `no_pictures`.
@@ -69,7 +71,7 @@ def tiny(tmp_path_factory, worker_id) -> list[str]:
     root.mkdir(exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # In this process, because each process that `prepare` would start for the videos takes seconds for its imports.
+        # Make the videos here: `prepare` would start processes for them, which take seconds for their imports.
         make_demo(root / "demo", experiment_of(tyro.cli(Options, args=arguments_in(root))).data.demo)
         assert dispatch(["prepare", *arguments_in(root)]) == 0
     return arguments_in(root)
@@ -89,7 +91,7 @@ def environment() -> dict[str, str]:
 def build(tiny, tmp_path) -> Iterator[Callable[..., Run]]:
     """Return a function that makes a run of the tiny demo in this process.
 
-    The function takes more settings. The initial weights are always the same.
+    The function takes further settings, such as `optim.ema=0.9`. The initial weights are always the same.
     """
     with ExitStack() as stack:
 

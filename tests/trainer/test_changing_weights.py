@@ -114,7 +114,7 @@ def test_forward_and_backward_passes_are_allowed_elsewhere(tmp_path: Path) -> No
 
 
 def test_new_code_in_the_loop_that_changes_weights_ends_the_run(build, tmp_path: Path) -> None:
-    """The code multiplies weights by 1 at the start of the second epoch, without `changing_weights`.
+    """The new code multiplies weights by 1 at the start of the second epoch, without `changing_weights`.
 
     At this time, the snapshot of the first epoch is being written.
     """

@@ -1,4 +1,4 @@
-"""A good data set is spoiled in one of many ways. Verify names the fault, and training refuses the data or warns."""
+"""A good data set is spoiled in one of many ways. `verify` names the fault, and training refuses the data or warns."""
 
 import copy
 import itertools

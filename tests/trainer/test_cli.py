@@ -104,7 +104,7 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
 
 
 def test_help_in_a_terminal_of_five_columns():
-    """Runs in a process that is limited to 8 GiB. In such a narrow terminal, tyro by itself takes all the memory."""
+    """Runs in a process that is limited to 8 GiB, because plain tyro uses up all memory in such a narrow terminal."""
     limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
     code = limit + "runpy.run_module('trainer', run_name='__main__')"
     done = run("-c", code, "--help", environment={**os.environ, "COLUMNS": "5"}, timeout=60)

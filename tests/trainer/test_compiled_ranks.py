@@ -117,7 +117,7 @@ def rehearsed(environment, folder, word):
 
 
 def test_the_first_rank_compiles_and_the_other_finds_its_code(environment, tmp_path):
-    """Rehearsing the first step does not change the run's state. Steps under DDP use the graph that it compiles."""
+    """A rehearsal of the first step compiles the graph that steps under DDP use. It does not change the run's state."""
     assert rehearsed(environment, tmp_path, "works") == ["COMPILED, miss, False: ", "COMPILED, hit, False: "]
 
 

@@ -223,9 +223,9 @@ def test_a_kernel_that_draws_wrongly_is_replaced(run_on_a_card, capsys, monkeypa
 
 
 def test_the_load_of_the_jpeg_engine_is_timed_once(run_on_a_card, monkeypatch):
-    """By the faked clock, decoding a batch takes 0.5 s with a load of 0.65, and 1 s with any other load.
+    """By the faked clock, a batch takes 0.5 s if the JPEG engine decodes 65 % of the images, and 1 s otherwise.
 
-    The clock is faked, because the CPU decodes equally fast with all loads.
+    The clock is faked, because here the CPU decodes all images, so the real times do not differ.
     """
     backends, moments, tried = run_on_a_card.train_loader.backends, [0.0], []
     backends.decoder = "cpu"

@@ -80,5 +80,5 @@ def test_measuring_leaves_no_trace(run):
 
 def test_a_validation_that_does_not_fit_is_told(run):
     limit(run, 6, RuntimeError("FIND was unable to find an engine to execute this computation"))
-    with pytest.raises(ValueError, match=r"not suffice to score 8 clips at once: set val\.batch_size=4 "):
+    with pytest.raises(ValueError, match=r"not enough memory to score 8 clips at once: set val\.batch_size=4 "):
         score_split(run)

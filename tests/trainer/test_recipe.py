@@ -258,7 +258,7 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(words, whole, tm
     assert run_command([*words, "--set", "pose:seed=5", "--work-dir", str(folder)]) == 2
     assert f"the run pose in {folder} was begun with seed=0, not with 5: give the same" in capsys.readouterr().err
     assert run_command([*words, "--use", f"rgb={folder}", "--work-dir", str(folder)]) == 2
-    assert f"{folder}/recipe.json has another recipe or other --use: give the same" in capsys.readouterr().err
+    assert f"{folder}/recipe.json names another recipe or other --use options: give the same" in capsys.readouterr().err
     assert run_command([*words, "--work-dir", str(folder)]) == 0
 
 

@@ -58,13 +58,13 @@ def config(options: ConfigOptions) -> int:
     console.width = min(console.width, WIDEST)
     settings = list(settings_of(experiment))
     if options.diff:
-        told, base = base_of(options, experiment, settings)
+        description, base = base_of(options, experiment, settings)
         settings = [setting for setting in settings if setting.value != base.get(setting.name, MISSING)]
         console.print(
             Text(
-                f"settings of {experiment.name} that differ from {told}:"
+                f"settings of {experiment.name} that differ from {description}:"
                 if settings
-                else f"no setting differs from {told}"
+                else f"no setting differs from {description}"
             )
         )
         for setting in settings:
@@ -94,7 +94,7 @@ def settings_of(part: Any, prefix: str = "", defaults: Any = None) -> Iterator[S
         name, value = prefix + field.name, getattr(part, field.name)
         default = default_of(type(part), field.name) if defaults is None else getattr(defaults, field.name)
         if is_dataclass(value) and not isinstance(value, Skeleton):
-            # the experiment has chosen one of the field's several types
+            # a field that can have several types also gets a line with the type that the experiment has chosen
             if sum(map(is_dataclass, get_args(hints[field.name]))) > 1:
                 name_of_type = type(value).__name__
                 yield Setting(name, name_of_type, MISSING, "chosen by the experiment, not by --set", texts[field.name])
@@ -113,9 +113,9 @@ def base_of(options: ConfigOptions, experiment: Experiment, settings: list[Setti
     `experiment` has exactly these settings, --diff compares it with the defaults instead.
     """
     shipped, named = EXPERIMENTS.get(experiment.name), experiment_named(options)
-    for told, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):
+    for description, base in (("the experiment as it ships", shipped), (f"{options.exp or options.config}", named)):
         if base is not None and base != experiment:
-            return told, {setting.name: setting.value for setting in settings_of(base)}
+            return description, {setting.name: setting.value for setting in settings_of(base)}
     return "the defaults", {setting.name: setting.default for setting in settings}
 
 

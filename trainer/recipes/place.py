@@ -58,8 +58,8 @@ class Place:
         stored = _read(self.folder / RECIPE)
         if stored not in (None, whole):
             raise UserError(
-                f"{self.folder / RECIPE} has another recipe or other --use: give the same as before, or choose another "
-                "--work-dir"
+                f"{self.folder / RECIPE} names another recipe or other --use options: give the same ones as before, or "
+                "choose another --work-dir"
             )
         write_whole(self.folder / RECIPE, json.dumps(whole, indent=1) + "\n")
 

@@ -13,10 +13,10 @@ from trainer.scores.views import Views
 
 
 def report(run: Run, work_dir: Path, scores: Scores | None) -> None:
-    """Draw the curves of the whole run, and make its page.
+    """Draw the curves of the whole run and, unless a signal ended the run, make its page.
 
     If `scores` of a validation are passed, log their top-1 and draw their confusion matrix too. After a signal there
-    may be little time, so no page is made.
+    may not be enough time for the page.
     """
     data = run.experiment.data
     counts = None if scores is None else confusion_matrix(main_scores(scores), scores.label)

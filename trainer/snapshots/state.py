@@ -11,7 +11,7 @@ from trainer.runtime.decisions import Decisions
 from trainer.snapshots.data_record import DataRecord
 from trainer.snapshots.writer import Snapshot, SnapshotError
 
-REMOVE = "remove this file, so that --resume takes an older one"
+REMOVE = "remove this file, so that --resume uses an older one"
 MAX_RECORD = 256 << 20  # limit in bytes for the names, labels and lengths of a data set's clips
 Plain = str | int | float | bool | None
 

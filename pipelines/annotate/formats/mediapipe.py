@@ -18,7 +18,10 @@ FRAME_KEYS = ("frame", "frame_id", "frame_index", "frameIndex", "image_id")
 
 
 def read(content: Any, number: int | None) -> Recording | None:
-    """The poses in the content of a JSON file, or None if it has another format. See coco.py for `number`."""
+    """The poses in the content of a JSON file, or None if it has another format.
+
+    number: the frame number of a frame that does not contain one. If it is None, the position in the list is used.
+    """
     frames = content.get("frames") if isinstance(content, dict) else content
     if isinstance(content, dict) and frames is None:
         if any(key in content for key in (*KEYS, *WORLD)):
@@ -31,9 +34,9 @@ def read(content: Any, number: int | None) -> Recording | None:
         return None
     recording = Recording("MediaPipe landmarks", "mediapipe33", complete=len(frames) > 1, unit="shares")
     for place, frame in enumerate(frames):
-        given = [frame[key] for key in FRAME_KEYS if key in frame] if isinstance(frame, dict) else []
+        numbers = [frame[key] for key in FRAME_KEYS if key in frame] if isinstance(frame, dict) else []
         default = place if number is None else number
-        at = frame_number(given[0]) if given else default
+        at = frame_number(numbers[0]) if numbers else default
         recording.frames.add(at)
         for person in _people(frame):
             recording.add(at, person)

@@ -1,4 +1,4 @@
-"""The poses of one video as its files contain them, in any format. settle.py then settles frame numbers and scores."""
+"""The poses of one video, as files of any format contain them. settle.py later corrects frame numbers and scores."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Detection:
     """One person in one frame.
 
     frame: the frame number in the file. joints: [V, 3] float64 (x, y, score).
-    score: the score of the person, or None. track: the name of the person in a format that follows people, or None.
+    score: the score of the person, or None. track: the name of the person in a format that tracks people, or None.
     """
 
     frame: int
@@ -38,7 +38,7 @@ class Recording:
     unit: whether x and y are in pixels, or fractions of the width and height of the image.
     size: (height, width) of the image in pixels, or None if it has the size of the video.
     clip_scores: whether scores above 1 are usual in this format. They are then clipped to 1.
-    usual_first: the number that this format usually gives the first frame, for files whose numbers do not decide it.
+    usual_first: the usual number of the first frame in this format. settle.py assumes it if the files leave it open.
     file: the file, or the first of the files, for messages.
     """
 
