@@ -96,7 +96,7 @@ class Run:
     execute: Execute = field(default_factory=Eager)
     # decisions made by the first look, or read from the snapshot
     decisions: Decisions = field(default_factory=Decisions)
-    profile: AbstractContextManager = field(default_factory=nullcontext)  # a context that each step enters
+    profile: AbstractContextManager = field(default_factory=nullcontext)  # a profiler in which each step runs
     meter: Meter = field(default_factory=Meter)
     records: dict[str, str] = field(default_factory=dict)  # records of the training and validation clips, for snapshots
     num_batches: int = 0  # number of training and validation batches so far, counted by should_stop

@@ -1,6 +1,6 @@
 """Locks that runs of `prepare` and training hold in the folder of a pack. A lock ends when its process ends.
 
-    lock                shared by every run that makes clips or looks for them, and exclusive for merging and dropping
+    lock                shared by runs that make clips or look for them, exclusive for runs that merge or drop clips
     users/KEY/making    exclusive for a run that makes all clips of a table, and shared by the runs that make its shards
     users/KEY/reading   shared by every run that reads the clips of a table
 

@@ -91,7 +91,7 @@ def test_steps_are_those_of_plain_torch(kind: str) -> None:
     "build", [lambda p: build_sgd(p, 0.1, 0.9, 1e-2), lambda p: build_adamw(p, 0.1, (0.9, 0.9), 1e-2)]
 )
 def test_a_bad_step_changes_no_bit_and_the_next_ones_go_on(poison: float, bad: int, build) -> None:
-    """A gradient of 3e38 is finite, but its norm is not. If `bad` is 0, the very first step is bad."""
+    """A gradient of 3e38 is finite, but its norm is not. `bad` is the number of the bad step, from 0."""
     net = network()
     optimizer, guard = build(net.parameters()), BufferGuard(net.buffers())
     unbroken = copy.deepcopy(net)
