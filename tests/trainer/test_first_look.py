@@ -17,15 +17,21 @@ from kernels.heatmap import fused
 from pipelines.trial import BATCHES
 from tests.planner.cards import T4
 from tests.programs import run_ranks
-from tests.trainer.test_fallbacks import ONE_BLOCK, assert_same, compile_by, lines, trained
+from tests.trainer.test_fallbacks import assert_same, compile_by, lines, trained
 from tests.trainer.test_resume import assert_equal
 from trainer.loop import step_or_advice
 from trainer.report.page.contents import decisions_of
 from trainer.resume import state_of, take_up
-from trainer.runtime.first_look import FILE, fastest, fastest_load, look, look_at_data, relative_distance
+from trainer.runtime.first_look import FILE, data, fastest, fastest_load, look, look_at_data, relative_distance
 from trainer.runtime.forward import Way
 from trainer.runtime.precision import LossScale, precision_of
 from trainer.session import set_up_steps
+
+# Both streams with one block each. The batches are small, because Triton's interpreter draws their heatmaps.
+ONE_BLOCK = (
+    *("model.rgb.widths=(8,)", "model.rgb.blocks=(1,)", "model.pose.widths=(8,)", "model.pose.blocks=(1,)"),
+    *("optim.batch_size=4", "clip.rgb_frames=2", "clip.pose_frames=4", "optim.ema=0.9"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +52,10 @@ def wrong_by(share):
     return compiler
 
 
-def test_a_compiled_step_that_agrees(build, tmp_path, monkeypatch):
-    undisturbed = trained(build, "compile=False")
+def test_a_compiled_step_that_agrees(build_pose, tmp_path, monkeypatch):
+    undisturbed = trained(build_pose, "compile=False")
     compile_by(monkeypatch)
-    run = trained(build, "compile=True")
+    run = trained(build_pose, "compile=True")
     (line,) = lines(tmp_path, "first look")
     assert "gradients of the compiled step are within 0 % of a direct step's" in line
     assert [line.partition(" - INFO - ")[2]] == decisions_of(tmp_path / "journal" / "train.log")
@@ -61,21 +67,21 @@ def test_a_compiled_step_that_agrees(build, tmp_path, monkeypatch):
     assert_same(run, undisturbed)
 
 
-def test_a_compiled_step_that_is_wrong(build, tmp_path, monkeypatch):
-    undisturbed = trained(build, "compile=False")
+def test_a_compiled_step_that_is_wrong(build_pose, tmp_path, monkeypatch):
+    undisturbed = trained(build_pose, "compile=False")
     compile_by(monkeypatch, bw_compiler=wrong_by(0.02))
-    run = trained(build, "compile=True")
+    run = trained(build_pose, "compile=True")
     (line,) = lines(tmp_path, "torch.compile")
     assert "its gradients differ by 2 % from those of a direct step" in line
     assert json.loads((tmp_path / "journal" / FILE).read_text())["network"] == "direct"
     assert_same(run, undisturbed)
 
 
-def test_a_resumed_run_keeps_what_was_timed(build, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_what_was_timed(build_pose, tmp_path, monkeypatch):
     compile_by(monkeypatch)
-    run, _ = trained(build, "compile=False")
+    run, _ = trained(build_pose, "compile=False")
     state = state_of(run) | {"first_look": json.dumps({"network": "compiled", "cudnn_benchmark": True})}
-    again = build(*ONE_BLOCK, "compile=True")
+    again = build_pose("compile=True")
     take_up(again, state)
     with torch.backends.cudnn.flags(benchmark=False):
         look(again, next(again.train_loader.epoch(0)), time.perf_counter)
@@ -115,8 +121,7 @@ DISAGREE = """
 import sys
 from pathlib import Path
 import torch
-from tests.trainer.conftest import arguments_in
-from tests.trainer.test_fallbacks import ONE_BLOCK, as_it_is
+from tests.trainer.test_fallbacks import as_it_is
 from tests.trainer.test_first_look import wrong_by
 from torch._dynamo.backends.common import aot_autograd
 import tyro
@@ -131,8 +136,7 @@ from trainer.session import set_up_steps
 from trainer.settings import experiment_of
 from trainer.snapshots.writer import NoWriter
 
-words = [word for each in (*ONE_BLOCK, "compile=True") for word in ("--set", each)]
-experiment = experiment_of(tyro.cli(Options, args=[*sys.argv[2:], *words]))
+experiment = experiment_of(tyro.cli(Options, args=[*sys.argv[2:], "--set", "compile=True"]))
 with join("cpu") as ranks, Interrupt() as interrupt:
     real = torch.compile
     backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=wrong_by(0.5) if ranks.rank else as_it_is)
@@ -145,14 +149,14 @@ with join("cpu") as ranks, Interrupt() as interrupt:
 """
 
 
-def test_two_ranks_that_disagree_decide_alike(tiny, environment, tmp_path):
-    for done in run_ranks(*[("-c", DISAGREE, tmp_path / "run", *tiny)] * 2, environment=environment):
+def test_two_ranks_that_disagree_decide_alike(tiny_pose, environment, tmp_path):
+    for done in run_ranks(*[("-c", DISAGREE, tmp_path / "run", *tiny_pose)] * 2, environment=environment):
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1] == "DIRECT direct False"
 
 
 @pytest.fixture
-def build_on_t4(build, monkeypatch):
+def build_on_t4(build_pose, monkeypatch):
     """Return a function that makes a run on the CPU, in which precision and loader are chosen as on a T4."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (T4.major, T4.minor))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: T4.name)
@@ -164,8 +168,8 @@ def build_on_t4(build, monkeypatch):
     monkeypatch.setattr("trainer.data.precision_of", decide)
 
     def make(*settings):
-        run = build(*ONE_BLOCK, *settings)
-        run.train_loader.backends.renderer, run.train_loader.backends.decoder = "kernel", "mixed"
+        run = build_pose("optim.batch_size=4", "clip.pose_frames=4", *settings)
+        run.train_loader.backends.renderer = "kernel"
         set_up_steps(run, None, Path())
         return run
 
@@ -185,7 +189,7 @@ def test_a_first_look_on_a_t4(build_on_t4, tmp_path, monkeypatch, share, way):
     for one in (run, undisturbed):
         step_or_advice(one, batch)
     (line,) = lines(tmp_path, "first look")
-    assert "the Triton kernel draws the heatmaps; the CPU decodes the frames" in line
+    assert "the Triton kernel draws the heatmaps" in line
     assert ("gradients of the compiled step are within" in line) == (way is Way.COMPILED)
     assert run.forward.way is way
     for part in ("model", "optimizer", "scale"):
@@ -208,6 +212,7 @@ def test_a_kernel_that_agrees_stays_and_a_missing_jpeg_engine_does_not(run_on_a_
     look_at_data(run_on_a_card)
     backends = run_on_a_card.train_loader.backends
     assert (backends.renderer, backends.decoder) == ("kernel", "cpu")
+    assert data(run_on_a_card) == "the Triton kernel draws the heatmaps; the CPU decodes the frames"
     printed = capsys.readouterr().out
     assert "heatmap kernel" not in printed
     assert printed.count("the GPU cannot decode JPEG frames") == 1
