@@ -1,4 +1,4 @@
-"""Records which decoder, renderer of heatmaps and code for changing frames are in use.
+"""Records which decoder, heatmap renderer and augmentation code are in use.
 
 On a GPU, loaders begin with the fastest ones, and change to a slower one after a failure.
 """
@@ -12,15 +12,15 @@ import torch
 
 @dataclass
 class Backends:
-    """The decoder, the renderer and the code for changing frames that are in use.
+    """The decoder, the heatmap renderer and the augmentation code that are in use.
 
     All loaders of a run share one object, so each failure is reported once.
 
     decoder: `mixed` decodes JPEG packets with the GPU's JPEG engine; `cpu` decodes them with libjpeg-turbo and copies
         the frames to the device. With data.source=video, `mixed` means the GPU's video engine, and `cpu` means PyAV.
     renderer: `kernel` draws heatmaps with Triton, and `reference` with plain torch.
-    compiles: whether the random changes of frames are compiled to a single kernel. Without it, the same operations run
-        one after the other, with the same results.
+    compiles: whether the augmentation of frames is compiled to a single kernel. If not, the same operations run one
+        after the other, with the same results.
     decoder_reason: why the slower decoder was chosen; empty if it was not.
     hw_decoder_load: share of the frames that `mixed` gives to the JPEG engine. CUDA kernels decode the other frames.
     """
@@ -34,7 +34,7 @@ class Backends:
 
     @classmethod
     def fastest(cls, device: torch.device, say: Callable[[str], None]) -> "Backends":
-        """The fastest ways for the device; loaders begin with these."""
+        """The fastest choices for the device, with which loaders begin."""
         return cls("mixed", "kernel", say, compiles=True) if device.type == "cuda" else cls("cpu", "reference", say)
 
     def decode_on_cpu(self, reason: str) -> None:
@@ -55,5 +55,5 @@ class Backends:
     def change_frames_uncompiled(self, reason: str) -> None:
         self.compiles = False
         self.say(
-            f"the random changes of frames cannot be compiled ({reason}), so they take several kernels, which is slower"
+            f"the augmentation of frames cannot be compiled ({reason}), so it takes several kernels, which is slower"
         )

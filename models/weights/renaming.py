@@ -8,7 +8,7 @@ from kernels.names import LONGEST, printable
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
-"""Pairs (published, ours) of templates: {stream} matches rgb or pose, {rest} any text, and {other} a number."""
+"""Pairs (published, ours) of templates: {stream} matches rgb or pose, {rest} any text, any other {name} a number."""
 
 PARTS = {"stream": "rgb|pose", "rest": ".+"}
 

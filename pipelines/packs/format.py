@@ -54,7 +54,7 @@ class PackSettings:
         Frames are never enlarged to this size.
     quality: quality of the JPEG frames, from 2 (best) to 31 (worst).
     count: pose frames per sample. Clips can be used with 8 pose frames or any larger number, so `count` is not part of
-        a clip's identity. Only for a smaller `count` are some clips made again (geometry.crop_region).
+        a clip's identity. With a `count` below 8, some clips are made again (geometry.crop_region).
     rotation: how the frames of a clip are turned if neither the annotation file nor `img_shape` decides it
         (AnnotatedImage). Only the identities of such clips depend on it.
     """
@@ -100,7 +100,7 @@ COLUMNS = {
     "source_size": np.int32,  # [2] (width, height) of the video in pixels
     "region": np.float64,  # [4] (left, top, right, bottom) of the stored region, in pixels of the video
     "frame_size": np.int32,  # [2] (width, height) of the stored frames in pixels
-    "fewest": np.int32,  # the region suffices for samples of this many pose frames and more
+    "fewest": np.int32,  # the smallest number of pose frames in a sample for which the region is large enough
     "num_frames": np.int32,  # 0 if the clip could not be made
     "clip_bytes": np.int64,  # size of the clip's file
     "first": np.int64,  # offset of the first packet in the clip's file, in bytes
@@ -170,7 +170,7 @@ def parts_of(folder: Path) -> list[Path]:
     """The files with lines that are not merged into the manifest yet, sorted by the time of their last change."""
     times = {}
     for part in (folder / "parts").glob("*.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # another run has merged it just now
+        with contextlib.suppress(FileNotFoundError):  # another run has just merged and removed this part
             times[part] = part.stat().st_mtime_ns, part.name
     return sorted(times, key=times.__getitem__)
 

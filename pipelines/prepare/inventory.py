@@ -134,7 +134,7 @@ def show(pack: Path, cache: Path, console: Console) -> None:
             files = {pack / line["file"] for line in good}
             names = [line["name"] for line in earlier_lines(folder) if not line["bad"]]
             number = sum(folder / f"clips/{name}.mov" in files for name in names)
-            text = f"made by an earlier version, {number} of its {len(names)} clips are part of this pack"
+            text = f"made by an earlier version; {number} of its {len(names)} clips are part of this pack"
             console.print(f"  {folder}: {text}", **PLAIN)
     for folder in others(pack):
         gone = is_gone(folder, np.array([line["file"] for line in lines.values()], np.str_))
@@ -148,7 +148,7 @@ def _extent(lines: Iterable[Line]) -> str:
 
 
 def drop(pack: Path, cache: Path, console: Console, *, only_say: bool = False, days: int | None = None) -> None:
-    """Say how much space is taken by clips that no annotation file and no living run uses, and free these clips.
+    """Say how much space is taken by clips that no annotation file and no current run uses, and free these clips.
 
     only_say: free nothing. days: also free the clips of annotation files that have not been used for this many days.
     Clips that an earlier version made are freed only once a run of this version has used them. Files are removed before

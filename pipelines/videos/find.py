@@ -15,7 +15,7 @@ EXTENSIONS = {".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", 
 
 
 class MissingVideo(str):
-    """Takes the place of a video's path if there is no video, or more than one. The string is the reason."""
+    """The reason why a name has no video, or more than one. `find_videos` returns it in place of a path."""
 
     __slots__ = ()
 
@@ -122,7 +122,7 @@ class _Index:
 
 
 def clip_name(name: str) -> str:
-    """The name of a video or of a clip without its video extension and without NTU's suffix `_rgb`. Folders stay."""
+    """The name of a video or clip with its folders, but without its video extension and NTU's suffix `_rgb`."""
     return _without_extension(re.sub("/+", "/", name.replace("\\", "/")))
 
 
@@ -147,15 +147,15 @@ def clips_on_one_file(names: Sequence[str], videos: Sequence[str]) -> str:
     examples = f"{printable(clips[0], SHORT)} and {printable(clips[1], SHORT)}"
     return (
         f"{sum(len(clips) for _, clips in shared)} clips share their video with another clip; for example, {examples} "
-        f"both mean {printable(video)}: leave one of the two out, or rename the videos"
+        f"both match {printable(video)}: leave one of the two out, or rename the videos"
     )
 
 
 def names_for(folder: Path, videos: Sequence[str], follow_links: bool = False) -> list[str]:
     """Names with which `find_videos` finds these videos of `folder` again: paths in `folder` without an extension.
 
-    The extension is kept if the name without it means no video or another video, as `A.mp4` does for the video
-    `A.mp4.mp4`.
+    The extension is kept if the name without it matches no video or another video. For `A.mp4.mp4`, for example, the
+    name `A.mp4` may match another video.
     """
     places = [os.path.relpath(video, folder).replace(os.sep, "/") for video in videos]
     short = [os.path.splitext(place)[0] for place in places]
@@ -188,7 +188,7 @@ def rows_of_video(video: Path, names: Sequence[str]) -> list[int]:
 def places_of(name: str, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the clips that `name` means.
 
-    If there is no clip with this name in these folders, the folders are ignored.
+    If no name equals `name` including its folders, the names are compared without their folders.
     """
     clips, clip = [clip_name(each) for each in names], clip_name(name)
     files, file = [each.rpartition("/")[2] for each in clips], clip.rpartition("/")[2]

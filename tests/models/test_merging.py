@@ -94,7 +94,7 @@ def test_halves_of_a_pair_merge_into_what_they_were(tmp_path, name, rules):
 
 @pytest.mark.parametrize("out", ["init.safetensors", "init.pth"])
 def test_x3d_streams_merge_into_epam(tmp_path, out):
-    """The pose stream's logits stay the same. So do the RGB stream's logits, if its features bypass the attention."""
+    """The pose logits stay the same. So do the RGB logits if the new attention, which changes them, is left out."""
     streams = trained(X3D_SINGLE)
     model = build_model(EPAM).eval()
     fresh = initialise_from(model, merged(streams, tmp_path / out))

@@ -91,7 +91,7 @@ def test_features_equal_the_published(cases, kind, stream):
 
 @pytest.mark.parametrize("joints", [17, 28])
 def test_features_have_the_published_spread(facts, joints):
-    """Compares the mean, standard deviation and maximum, which are published for 17 and for 28 joints."""
+    """Compares the features' mean, standard deviation and largest absolute value with published numbers."""
     about = facts("pcan_backbone_info.json")[f"V{joints}"]
     model = network(joints, True).eval()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_losses_and_gradient_norm_of_a_training_step_equal_the_published(facts, 
 
 
 def compared(content: dict, ours: dict) -> Iterator[dict]:
-    """Assert that each table in a JSON value that has the names of `ours` also has its values. Yields these tables.
+    """Yield each dict within `content` that has the names of `ours`. Raises AssertionError if its values differ.
 
     Names with and without the prefix "backbone." count as the same.
     """
@@ -208,7 +208,7 @@ def test_interacting_gradients_equal_the_published_in_float64(cases):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_interaction_equals_the_published(fixtures, facts, stage):
-    """Compares gradient norms. If the file of this stage exists, also compares gates, sequences and outputs."""
+    """Compares gradient norms and, if there is a file pcan_fi{stage}.npz, also gates, sequences and outputs."""
     about = facts("pcan_backbone_info.json")[f"fi{stage}"]
     shapes = {stream: tuple(about[stream]) for stream in ("rgb", "skt")}
     ratio = shapes["skt"][2] // shapes["rgb"][2]

@@ -182,7 +182,7 @@ def test_changes_of_frames_that_cannot_be_compiled(shared, monkeypatch):
     for epoch in range(2):
         assert same(list(work.epoch(epoch)), list(plain.epoch(epoch)))
     (line,) = said
-    assert line.startswith("the random changes of frames cannot be compiled (RuntimeError: backend='inductor' raised:)")
+    assert line.startswith("the augmentation of frames cannot be compiled (RuntimeError: backend='inductor' raised:)")
 
 
 def test_too_little_memory_is_no_fault_of_the_kernel(shared, monkeypatch):

@@ -90,7 +90,9 @@ def test_two_annotations_on_one_video_are_told(own, capsys):
     ]
     file, cache, videos = own / "two.pkl", own / "cache", own / "videos"
     file.write_bytes(pickle.dumps(clips))
-    text = f"2 clips share their video with another clip; for example, A.mp4.mp4 and train/A.mp4.mp4 both mean {videos}"
+    text = (
+        f"2 clips share their video with another clip; for example, A.mp4.mp4 and train/A.mp4.mp4 both match {videos}"
+    )
     assert verify(file, videos=videos, cache=cache) == 0
     prepare(file, videos=videos, packs=own / "packs", cache=cache, workers=1)
     done = capsys.readouterr()

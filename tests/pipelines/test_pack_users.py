@@ -191,7 +191,7 @@ def test_files_without_a_record_are_kept_while_a_run_reads_clips(data):
 def test_a_pack_of_an_earlier_version_goes_with_its_last_clip(data):
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     data.pack(data.clips[:20])
-    assert "made by an earlier version, 20 of its 24 clips are part of this pack" in said_by(show, data)
+    assert "made by an earlier version; 20 of its 24 clips are part of this pack" in said_by(show, data)
     (data.folder / "annotations.pkl").unlink()
     assert "20 clips and 0 other files" in said_by(drop, data)
     assert len(list(data.packs.rglob("*.mov"))) == 4  # these clips are kept, because their users are unknown

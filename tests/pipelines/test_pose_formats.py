@@ -197,7 +197,7 @@ FORMATS: dict[str, tuple[Write, str, str]] = {
 
 @pytest.mark.parametrize("kind", list(FORMATS))
 def test_each_format_gives_the_same_skeleton_within_a_pixel(tmp_path, kind):
-    write, layout, told = FORMATS[kind]
+    write, layout, title = FORMATS[kind]
     header = Header(width=854, height=480, frames=FRAMES) if kind == "NTU" else HEADER
     bodies = {f"walk{number}": body(number) for number in range(2)}
     for name, joints in bodies.items():
@@ -205,7 +205,7 @@ def test_each_format_gives_the_same_skeleton_within_a_pixel(tmp_path, kind):
     said: list[str] = []
     folder = PoseFolder(tmp_path / "poses", 1)
     folder.survey(dict.fromkeys(bodies, header), said.append)
-    assert f"poses: {told}, for 2 of 2 videos" in said
+    assert f"poses: {title}, for 2 of 2 videos" in said
     assert folder.layout == layout
     for name, joints in bodies.items():
         _, poses = folder.poses(name, header)

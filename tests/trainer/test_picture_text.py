@@ -1,4 +1,7 @@
-"""Text in pictures can be read: all characters of an installed font, up to 120 names, no markup and no warnings."""
+"""Pictures show class names legibly and literally, and libraries print no warnings about them.
+
+An installed font draws the characters that it has. Up to 120 names fit without overlapping.
+"""
 
 import itertools
 import logging
@@ -30,7 +33,7 @@ MARKUP = ("a$b$c", r"$\frac{1}{$", "x_{1}^2", "100 %", "<b>&amp;</b>", "[red]")
 
 
 def panel(names: Sequence[str], width: int) -> Image.Image:
-    """Return the panel of an annotated video of this width. It has a bar for each class."""
+    """Return the panel, with a bar for each class, of an annotated video that is `width` pixels wide."""
     window = Window(0, 4, {"fused": torch.linspace(1, 0, len(names) + 1)[:-1]})
     return panel_of((width, width), [window], names, TIMES, [])
 
@@ -40,7 +43,7 @@ def said(caplog):
     """Yield a function that returns what libraries would print: warnings and log lines."""
     with warnings.catch_warnings(record=True) as seen, caplog.at_level(logging.WARNING):
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # about files that earlier tests have left open
+        warnings.simplefilter("ignore", ResourceWarning)  # earlier tests may have left files open
         yield lambda: [str(warning.message) for warning in seen] + caplog.messages
 
 
@@ -70,7 +73,7 @@ def test_names_that_no_font_has_become_class_numbers(monkeypatch, capsys) -> Non
 
 @pytest.fixture
 def chinese_font(tmp_path: Path, monkeypatch) -> Path:
-    """Return a font in which each Chinese character is a box of its own height, in place of a font of the user."""
+    """Return a font in which each Chinese character is a box of its own height. It replaces the user's fonts."""
     characters = sorted(set("".join(CHINESE)))
     glyphs = {".notdef": (0, 0)} | {f"box{number}": (100, 200 + 100 * number) for number in range(len(characters))}
     builder = FontBuilder(1000)

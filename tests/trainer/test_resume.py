@@ -1,4 +1,4 @@
-"""After kill -9 at any time, --resume gives the same batches and rates, and on the CPU exactly the same weights."""
+"""After kill -9 at any time, --resume gives the same batches and learning rates, and on the CPU the same weights."""
 
 import json
 import random
@@ -210,7 +210,7 @@ def test_another_batch_size_loses_no_clip_of_the_epoch_and_no_record(tiny, tmp_p
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])
 def test_a_run_of_an_older_version_goes_on(build, tmp_path, batch_size):
-    """The older version counted steps (here of 8 clips), and its snapshot lacks some parts of today's snapshots."""
+    """The older version's snapshot counts steps (here of 8 clips), and lacks some entries of today's snapshots."""
     run = build("optim.weight_decay=0.01")
     state = state_of(run)
     experiment = json.loads(state["experiment"])

@@ -69,7 +69,7 @@ def test_scores_that_cannot_be_submitted(tmp_path, capsys, changes, sentence):
 
 
 def test_scores_in_a_run_of_other_settings_or_another_snapshot_are_refused(tmp_path, capsys):
-    """The test videos have another annotation file than the run. This difference alone is not refused."""
+    """The test videos come from a different annotation file than the run's clips. This alone is not refused."""
     run, best, out = tmp_path / "run", "best_acc_epoch_3.pth", ["--out", str(tmp_path / "s.zip")]
     (run / "eval").mkdir(parents=True)
     (run / best).touch()

@@ -466,7 +466,7 @@ def test_the_picture_shows_all_that_was_measured():
 def test_the_output_says_that_one_of_several_ranks_was_measured():
     result, options = search("slower"), tyro.cli(TuneOptions, args=["--exp", "demo"])
     first, *_ = summary(result, options, 2)
-    assert first == "measured on one of 2 ranks, alone: the times do not contain the exchange of gradients"
+    assert first == "only one of 2 ranks was measured: the times do not include the exchange of gradients"
     assert not any("ranks" in line for line in summary(result, options, 1))
 
 

@@ -35,10 +35,10 @@ JOINTS = (
     "(GeneratePoseTarget of MMAction2)"
 )
 LIMBS = (
-    " The channels of the joints are followed by one channel for each of `limbs` (a, b). It is drawn like a joint, "
-    "with the distance to the line between joints a and b and the lower of their scores, in the columns from "
-    "int(min(xa, xb) - 3 sigma) to int(max(xa, xb) + 3 sigma) and in rows likewise. If the line is shorter than a "
-    "pixel, joint a is drawn instead."
+    " The channels of the joints are followed by one channel for each limb (a, b) in `limbs`. A limb is drawn like a "
+    "joint, but by the distance to the line between joints a and b and with the lower of their scores, in the columns "
+    "from int(min(xa, xb) - 3 sigma) to int(max(xa, xb) + 3 sigma) and in the rows likewise. If the line is shorter "
+    "than a pixel, joint a is drawn instead."
 )
 
 ONLY_LIMBS = " The heatmap has channels for the limbs only, in the order of `limbs`, and none for the joints."

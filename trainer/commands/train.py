@@ -37,11 +37,11 @@ class Options(Choice):
     resume: bool = False
     """Continue from the newest intact snapshot of the run."""
     accept_changed_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Resume although clips or their order changed."""
+    """Resume even if clips or their order have changed."""
     max_steps: int | None = None
     """Save a snapshot and stop when the run has done this many steps in all."""
     init: Path | None = None
-    """Weights to start from: a run's folder, or a file, Duet's or published. Heads for other classes start anew."""
+    """Weights to start from: a run's folder, or a file (docs/weights.md). Heads for other classes start untrained."""
     max_restarts: int = 0
     """If a process fails, restart all processes from the newest snapshot, at most this many times."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="steps=10..20")] = None
@@ -126,7 +126,10 @@ def folder_of(options: Options) -> Path:
 
 
 def resumed(options: Options, work_dir: Path) -> Experiment | None:
-    """The experiment of the run in `work_dir`, or None if there is no run yet, but the options name an experiment."""
+    """The experiment of the run in `work_dir`, or None if there is no run yet and the options name an experiment.
+
+    Raises UserError if there is neither a run nor the name of an experiment.
+    """
     from trainer.snapshots.choice import experiment_to_resume
 
     experiment = experiment_to_resume(options, work_dir)

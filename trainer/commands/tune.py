@@ -90,11 +90,11 @@ def name_of(row: Row) -> str:
 
 
 def summary(result: Result, options: TuneOptions, num_ranks: int) -> Iterator[str]:
-    """Draw the picture, and return sentences about the result, its files and how to use it."""
+    """Draw the picture, and yield sentences about the result, its files and how to use it."""
     from trainer.runtime.tuning.choice import in_words
 
     if num_ranks > 1:
-        yield f"measured on one of {num_ranks} ranks, alone: the times do not contain the exchange of gradients"
+        yield f"only one of {num_ranks} ranks was measured: the times do not include the exchange of gradients"
     changes = in_words(result.default, result.experiment)
     state = "" if result.finished else "interrupted; so far "
     if changes:

@@ -118,7 +118,7 @@ class Journal:
                 self._record("val", end, values)
 
     def start_epoch(self, cursor: Cursor, num_epochs: int) -> None:
-        """Start the clock and show the cursor's epoch, which may have been begun before a resume."""
+        """Start the clock and show the epoch of `cursor`. A resumed run may start in the middle of this epoch."""
         self.clock.start()
         if self.active:
             self._num_epochs = num_epochs

@@ -25,7 +25,7 @@ from trainer.report.text import class_names_in_pictures
 SIDE, GAP, TITLE, MARGIN, DPI = 128, 2, 22, 12, 100  # in pixels, except DPI, which is in pixels per inch
 LEGEND_HEIGHT = 20  # height in pixels of the legend at the bottom
 NUM_CLIPS, NUM_FRAMES = 6, 8  # maximum number of clips in a picture, and of frames of each clip
-JOINT = torch.tensor([255.0, 214.0, 10.0])  # colour of the heatmap value 1, which is HEATMAP
+JOINT = torch.tensor([255.0, 214.0, 10.0])  # HEATMAP, the colour of the heatmap value 1, as red, green and blue
 OUTLINE = withStroke(linewidth=2, foreground="black")  # colour of the edge around the white number of a frame
 
 
@@ -129,8 +129,8 @@ def _strips(
 ) -> Tensor:
     """The strips of each clip, one strip for each stream: [n, 1 or 2, SIDE, width, 3] uint8.
 
-    Inputs are the frames of the upper strip, rgb, and those below the heatmaps, plain, both [n, T, H, W, 3] uint8;
-    heatmap [n, T', C, H', W']; and the indices of the frames and of the heatmaps to show, [n, t].
+    rgb: frames of the upper strip; plain: frames on which the heatmaps are laid; both [n, T, H, W, 3] uint8.
+    heatmap: [n, T', C, H', W']. rgb_at, pose_at: indices of the frames and of the heatmaps to show, [n, t].
     """
     strips, dimmed, clip = [], torch.zeros(()), torch.arange(len(rgb_at))[:, None]
     if rgb is not None:

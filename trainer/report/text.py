@@ -1,4 +1,4 @@
-"""Text in pictures: fonts that have the characters, no markup, and no warnings of matplotlib on the terminal.
+"""Draws text in pictures: in fonts that have its characters, without markup, and without matplotlib's warnings.
 
 Matplotlib's own font has no Chinese, Japanese or Korean characters. The fonts that are installed on this machine are
 searched for the characters that a picture needs.

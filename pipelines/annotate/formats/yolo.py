@@ -44,7 +44,7 @@ def _joints(values: list[float]) -> tuple[np.ndarray, list[float]]:
                 return _split(values, COCO, width)
     if count % 3 == 0:
         return _split(values, count // 3, 3)
-    raise UserError(f"a line has {len(values)} numbers, which are not {BOX} for the box and three for each joint")
+    raise UserError(f"a line has {len(values)} numbers, but it needs {BOX} for the box and three for each joint")
 
 
 def _split(values: list[float], num_joints: int, width: int) -> tuple[np.ndarray, list[float]]:
