@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import programs
-from tests.trainer.conftest import arguments_in
+from tests.trainer.conftest import arguments_in, words_of
 from trainer.snapshots.writer import newest_valid
 
 STAMP = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - duet - INFO - "
@@ -36,26 +36,27 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix in (".mp4", ".mov")}
 
 
-def short_clips_in(root):
-    """Return the arguments from `arguments_in`, with clips of fewer frames, which are made faster."""
-    return [*arguments_in(root), "--set", "data.demo.num_frames=(16,24)"]
+def few_clips_in(root):
+    """Return the arguments from `arguments_in`, with half as many clips, which are shorter and are made faster."""
+    settings = ("data.demo.num_train=20", "data.demo.num_val=12", "data.demo.num_frames=(16,24)")
+    return [*arguments_in(root), *words_of([*settings, "optim.batch_size=4", "val.batch_size=4"])]
 
 
 @pytest.fixture(scope="module")
 def first(environment, tmp_path_factory):
     """Return the output and the folder of a run that starts without any data."""
     root = tmp_path_factory.mktemp("end_to_end")
-    return train(environment, *short_clips_in(root), "--work-dir", root / "run", by=programs.run), root
+    return train(environment, *few_clips_in(root), "--work-dir", root / "run", by=programs.run), root
 
 
 def test_everything_is_made_and_the_corrupt_video_named_once(first):
     shown, root = first
     videos = list((root / "demo" / "videos").glob("*.mp4"))
-    assert len(videos) == 64
+    assert len(videos) == 32
     named = [line for line in shown.splitlines() if "left out" in line]
     assert len(named) == 1, shown
     assert re.match(r"S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}: .+; left out", named[0])
-    assert "63 of 64 clips" in shown
+    assert "31 of 32 clips" in shown
 
 
 def test_the_log_has_the_published_form(first):
@@ -77,7 +78,7 @@ def test_the_log_has_the_published_form(first):
         "acc/RGBPose_1:2_top1",
     ):
         assert re.search(rf"  {name}: [01]\.\d{{4}}", val_lines[0]), val_lines[0]
-    assert "Epoch(val) [1][24/24]" in val_lines[0]
+    assert "Epoch(val) [1][12/12]" in val_lines[0]
     best = r"with 0\.\d{4} acc/RGBPose_1:1_top1 at \d epoch is saved to best_acc_RGBPose_1:1_top1_epoch_\d\.pth\."
     assert re.search(f"The best checkpoint {best}$", "\n".join(lines), re.MULTILINE)
 
@@ -91,10 +92,10 @@ def test_files_of_a_run(first):
     found = newest_valid(run, pytest.fail)
     assert found is not None
     assert found[1]["cursor"]["epoch"] == 2
-    assert json.loads((run / "experiment.json").read_text())["optim"]["batch_size"] == 8
+    assert json.loads((run / "experiment.json").read_text())["optim"]["batch_size"] == 4
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert "acc/RGBPose_1:1_top1" in events.Tags()["scalars"]
-    assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 39, 55, 71, 78]  # finished clips
+    assert [event.step for event in events.Scalars("train/loss")] == [8, 16, 19, 27, 35, 38]  # finished clips
     for name in ("clips", "confusion"):
         (picture,) = events.Images(name)
         assert picture.encoded_image_string == (run / f"{name}.png").read_bytes()
@@ -110,8 +111,8 @@ def test_files_of_a_run(first):
 def test_a_second_run_reuses_data_and_packs(first, environment):
     _, root = first
     made = times(root)
-    assert len(made) > 120  # the files of all videos and packed clips
-    shown = train(environment, *short_clips_in(root), "--work-dir", root / "run", "--max-steps", "1")
+    assert len(made) > 60  # the files of all videos and packed clips
+    shown = train(environment, *few_clips_in(root), "--work-dir", root / "run", "--max-steps", "1")
     assert times(root) == made
     assert "packing clips" not in shown
     assert "demo videos" not in shown
@@ -123,7 +124,7 @@ def test_a_snapshot_brings_the_validations_of_its_run_along(first, environment, 
     _, root = first
     (source,) = [path for path in (root / "run", root / "run.1") if (path / "epoch_3_step_0.pth").exists()]
     shutil.copy(source / "latest.pth", tmp_path)
-    train(environment, *short_clips_in(root), "--work-dir", tmp_path, "--resume")
+    train(environment, *few_clips_in(root), "--work-dir", tmp_path, "--resume")
     kept, brought = (
         [
             {name: value for name, value in record.items() if name != "step"}
@@ -146,9 +147,9 @@ def test_prepare_takes_an_experiment(tiny, environment):
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.soak), (signal.SIGHUP, 129)],
 )
-def test_a_signal_ends_a_run_with_a_snapshot(tiny, environment, tmp_path, number, code):
+def test_a_signal_ends_a_run_with_a_snapshot(tiny_pose, environment, tmp_path, number, code):
     run = tmp_path / "run"
-    words = ("-m", "trainer", *tiny, "--set", "optim.num_epochs=500", "--work-dir", run)
+    words = ("-m", "trainer", *tiny_pose, "--set", "optim.num_epochs=500", "--work-dir", run)
     with programs.Fork(words, environment) as process:
         wait_for(lambda: list(run.glob("epoch_1_step_*.pth")), process)
         process.send_signal(number)
