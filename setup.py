@@ -1,4 +1,4 @@
-"""Duet runs from its checkout: clone it, run `make demo`, stay in the root. Settings of tools are in pyproject.toml."""
+"""Lists the packages that Duet needs. Duet runs in the root of its checkout. Tools are set up in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
@@ -24,10 +24,9 @@ setup(
         "trainer.report.page": ["page.html", "page.css", "*.js"],
     },
     install_requires=[
-        # The whole suite passed with 2.11 and 2.13. With 2.14.1 and triton 3.8, the tests of kernels, benchmarks and
-        # networks and those of fall-backs passed, over 600 in all, and the demo trained for six steps; the suite as a
-        # whole has not run. Older versions (kernels/program.py refuses them with an error message) and 2.15 (no build
-        # for CUDA 12) have not been tested.
+        # All tests passed with 2.11 and 2.13. With 2.14.1 and triton 3.8, we ran only the tests of kernels, benchmarks,
+        # networks and fall-backs (over 600 tests, which passed) and six training steps of the demo. Older versions
+        # (kernels/program.py refuses them with an error message) and 2.15 (no build for CUDA 12) have not been tested.
         "torch>=2.11,<2.15",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=2",

@@ -107,9 +107,9 @@ GUIDE = {"ntu60_x3d": X3D_PAIR, "ntu60": RGBPOSE, "ma52": RGBPOSE}
 
 
 def measure_limits(target: Target) -> Iterator[Result]:
-    """Measure the bandwidth of a copy and the speed of a large bf16 matrix product.
+    """Measure and yield the bandwidth of a copy and the speed of a large bf16 matrix product.
 
-    Also yields the clips per second that these two limits allow in each experiment.
+    Then yields, for each experiment of the guide, the clips per second that these two limits allow.
     """
     num_bytes = 1 << 20 if target.toy else 1 << 30
     copy = spread(copy_bandwidth(target, num_bytes, 3))

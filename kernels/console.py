@@ -40,7 +40,8 @@ def open_console() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Otherwise the next file that is opened, such as a snapshot, would get this number and receive the output.
+            # Otherwise the next file that is opened, such as a snapshot, would get this file descriptor, and the output
+            # would be written into the file.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__)

@@ -22,8 +22,8 @@ class ClassifierHead(nn.Module):
     """Global average pooling, dropout, and one linear layer for each stream and label level.
 
     The classifiers are named rgb, pose, rgb_coarse and pose_coarse; the last two exist only if num_coarse > 0, and a
-    network with one stream has only the classifiers of this stream. With frame_weight, each classifier has a second one
-    for single frames, whose loss is added in training.
+    network with one stream has only the classifiers of this stream. With frame_weight, single frames are
+    classified too, by as many additional classifiers, whose losses are added in training.
     """
 
     def __init__(self, config: TwoStreamConfig | SingleStreamConfig, channels: tuple[int, ...]) -> None:

@@ -11,8 +11,9 @@ from kernels.heatmap.reference import MIN_SCORE
 from pipelines.augment import ERASED_COLOR
 from pipelines.skeleton import Edges
 
-# Up to NEAR from a joint or limb, nothing is faded; from FAR on, everything. The unit is the side of the frame. The box
-# around a standing person is 1.25 times as high as the person, so NEAR is about a sixth of the length of the trunk.
+# Pixels are not faded up to the distance NEAR from a joint or limb, and are fully faded from the distance FAR on. The
+# unit is the side of the frame, which is 1.25 times the height of a standing person if there is no random crop. NEAR is
+# then about 9 % of this height.
 NEAR, FAR = 0.07, 0.14
 GRID = 20  # distances are computed for GRID x GRID points of a frame, and interpolated between these points
 
@@ -37,7 +38,8 @@ def near_people(joints: Tensor, box: Tensor, flip: Tensor, limbs: Edges) -> Tens
 
     joints: [N, T, M, V, 3] (x, y, score) in pixels of the annotation; a joint at (0, 0) or with score 0 is missing.
     box: [N, 4] (left, top, right, bottom) of the frames, in the same pixels. flip: [N] bool, whether to mirror.
-    A frame that shows nobody has the largest value of the clip's other frames, and a clip that shows nobody is 1.
+    A frame that shows nobody has the largest value of the clip's other frames, and a clip that shows nobody is 1
+    everywhere.
     """
     ends = torch.tensor([*limbs, *((joint, joint) for joint in range(joints.shape[3]))], device=joints.device)
     corner, size = box[:, None, None, None, :2], (box[:, 2:] - box[:, :2])[:, None, None, None]

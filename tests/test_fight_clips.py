@@ -1,4 +1,4 @@
-"""Real surveillance clips go through all steps for own videos: from labels to a report, with the built-in estimator."""
+"""Real surveillance clips go through all commands from labels to a report, with the built-in pose estimator."""
 
 import csv
 import json

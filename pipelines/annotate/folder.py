@@ -213,7 +213,10 @@ def _own(
 
 
 def videos_of_images(images: list[str], names: list[str]) -> dict[str, str]:
-    """The video of each image of a data set, found by the image's folder, or by its name without the frame number."""
+    """The name of the video to which each image belongs. Images that belong to no video are left out.
+
+    The video has the name of the image's folder, or the name of the image without its frame number.
+    """
     video_of = {clip_name(name): name for name in names}
     by_file: dict[str, list[str]] = defaultdict(list)
     for name in names:

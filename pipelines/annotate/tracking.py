@@ -129,8 +129,8 @@ class StreamTracks:
     def most_visible(self, frames: Sequence[int], share: float, max_people: int) -> dict[int, np.ndarray]:
         """The joints [T, V, 3] of up to `max_people` people in these T frames, by number; 0 where a person is missing.
 
-        People who are in less than this share of the frames are left out, and of the others, those with the highest
-        scores, summed over frames, are taken.
+        People who are visible in less than `share` of the T frames are left out. If too many people remain, those with
+        the highest scores, summed over frames, are chosen.
         """
         present = {number: track for number, track in self.tracks.items() if len(track.people) >= share * len(frames)}
         ranked = sorted(present, key=lambda number: present[number].weight(), reverse=True)[:max_people]

@@ -20,8 +20,8 @@ SPECIAL: dict[str, Callable[[Header], bool]] = {
     "with edges that the container hides (frames are used whole)": lambda header: header.hides_edges,
     "with pixels that are not square": lambda header: header.pixel[0] != header.pixel[1],
     "interlaced (frames are used as they are)": lambda header: header.interlaced,
-    "with levels of full range": lambda header: header.full_range,
-    "with other pictures beside the video": lambda header: header.has_more_streams,
+    "with full-range levels": lambda header: header.full_range,
+    "with pictures besides the video, such as a cover": lambda header: header.has_more_streams,
 }
 
 
@@ -48,7 +48,7 @@ def video_facts(
     rotation: of the videos that players turn or mirror, how many are annotated as shown, how many as stored, and for
         how many this was decided only by the `rotation` of the annotation file or by the argument.
     special: how many videos have frames that an edit list hides, edges that the container hides, pixels that are not
-        square, interlaced frames, levels of full range, or other pictures beside the video.
+        square, interlaced frames, full-range levels, or pictures besides the video, such as a cover.
 
     Raises UserError if the folder does not exist or contains no video.
     """

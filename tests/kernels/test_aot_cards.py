@@ -33,7 +33,7 @@ print(json.dumps(made))
 
 
 def calls(every: bool) -> list[HeatmapCall]:
-    """Return the heatmap calls of seven experiments in training and validation. Without `every`: of two in training."""
+    """Return the heatmap calls of two experiments in training or, with `every`, of seven in training and validation."""
     with_limbs = replace(DEMO, clip=replace(DEMO.clip, limbs=True))
     others = (DEMO, MA52_RUN, NTU60, NTU60_POSE_LIMB, MA52_POSE_LIMB) if every else ()
     made = []

@@ -28,7 +28,7 @@ def drawn(clips: int = 8, classes: int = 4) -> torch.Tensor:
 
 
 def test_label_smoothing_is_its_definition():
-    """The target has 1 - s at the label, and s / K at each of the K classes."""
+    """With smoothing s and K classes, the target is s / K for each class, plus 1 - s for the class of the label."""
     losses = ClassifierLosses(replace(SMALL_PAIR, label_smoothing=0.1))
     logits = drawn().requires_grad_()
     target = F.one_hot(LABEL, 4).double() * 0.9 + 0.1 / 4
@@ -149,7 +149,7 @@ def test_gradients_of_the_heads_in_float32_are_those_in_float64(config):
 
 
 def test_every_parameter_of_the_frame_classifiers_has_a_gradient():
-    """DDP waits for the gradient of every parameter."""
+    """A parameter without a gradient makes DDP raise an error at the next step."""
     torch.manual_seed(0)
     model = build_model(replace(SMALL_PAIR, frame_weight=0.5))
     torch.stack(list(model(**batch()).losses.values())).sum().backward()
@@ -174,9 +174,9 @@ class Fixed(nn.Module):
         return self.value
 
 
-# The numbers in the four tests below were computed in float64 with published code, of which this repository has no
-# copy: by CombinedF1Loss, CrossEntropyF1LossFineACoarseDouble and FrameLevelPrediction of the winner at commit 372ab24
-# (docs/sources.md, "Losses for MA-52"), and by build_loss_fn of google-research/logit_adjustment.
+# The numbers in the four tests below were computed in float64 with published code that is not part of this repository:
+# CombinedF1Loss, CrossEntropyF1LossFineACoarseDouble and FrameLevelPrediction of qklee-lz/ACMMM2024-MAC at commit
+# 372ab24 (docs/sources.md, "Losses for MA-52"), and build_loss_fn of google-research/logit_adjustment.
 MA52_LABEL = torch.tensor([0, 7, 7, 30, 51])
 MA52_BODY = torch.tensor([0, 1, 1, 3, 6])
 
@@ -192,7 +192,7 @@ def test_soft_f1_is_that_of_the_published_code():
 
 
 def test_the_losses_of_all_heads_add_up_to_the_published_loss():
-    """Classifiers of clips and of three frames, fine and coarse, with F1 losses and the winner's weights."""
+    """Tests the sum of the losses of all classifiers, for clips and single frames, with the published loss weights."""
     config = replace(
         SMALL_SINGLE, num_classes=52, num_coarse=7, coarse_weight=0.5, frame_weight=0.5, f1_weight=1.0, dropout=0.5
     )

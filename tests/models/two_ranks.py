@@ -52,7 +52,7 @@ def batches(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def results(first: int, last: int, ranks: int) -> dict[str, Tensor]:
-    """Return the losses of each step on clips [first, last), and summed gradients and prototypes after all steps."""
+    """Return the losses of each step on clips [first, last), the sums of all steps' gradients, and the prototypes."""
     model = network()
     found: dict[str, Tensor] = {}
     parts = list(batches(network()))

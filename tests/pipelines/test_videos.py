@@ -16,7 +16,7 @@ def put(folder, *files):
     [
         ("S001C001P001R001A001", "S001C001P001R001A001_rgb.avi"),  # NTU's original file name
         ("S001C001P001R001A001", "S001C001P001R001A001.avi"),
-        ("S001C001P001R001A001", "S001C001P001R001A001.mp4"),  # the file name after re-encoding by the guides' commands
+        ("S001C001P001R001A001", "S001C001P001R001A001.mp4"),  # as MMAction2's compress_nturgbd.py names it
         ("S001C001P001R001A001_rgb", "S001C001P001R001A001.mp4"),
         ("S001C001P001R001A001", "nturgb+d_rgb/S001C001P001R001A001_rgb.avi"),
         ("0003_01_0001.mp4", "0003_01_0001.mp4"),  # MA-52

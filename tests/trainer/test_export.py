@@ -1,4 +1,4 @@
-"""`python -m trainer export`: files give the network's scores, and contain all that users must know.
+"""`python -m trainer export`: exported files give the network's scores, and describe their inputs and outputs.
 
 The scores are compared at the image sizes of training and of validation.
 """
@@ -193,7 +193,7 @@ SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), str
 
 @pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))
 def test_other_networks(name, tmp_path):
-    """An exported single stream has only its own input, and EPAM-Net also returns its published score.
+    """An exported network of one stream has only this stream's input. EPAM-Net also returns its published score.
 
     A network that was traced with two clips also accepts four.
     """

@@ -39,7 +39,7 @@ def test_what_the_user_chooses_counts(trained):
     assert choose_windows(16, 4, trained).reason == ""
     unknown = choose_windows(None, None, trained)  # the file contains only weights, but no settings
     assert (unknown.window, unknown.stride, unknown.whole) == (64, 32, 64)
-    assert "net.safetensors does not say how long the clips of its training were" in unknown.reason
+    assert "net.safetensors does not say how long its training clips were" in unknown.reason
     for window, stride in ((8, 9), (0, 1), (LONGEST + 1, 1), (None, 65)):
         with pytest.raises(UserError, match="1 <= stride <= window"):
             choose_windows(window, stride, trained)

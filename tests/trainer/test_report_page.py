@@ -112,7 +112,7 @@ def test_a_chart_tells_the_values_under_the_pointer_and_zooms(page, trained):
     page.mouse("mouseReleased", right, y, button="left", clickCount=1)
     assert "epoch 0.0" in before
     assert "epoch 0.0" not in texts(page, ".plot > svg > text")
-    for low, high in ((0.9, 1.1), (1.35, 3.9), (1.2, 8), (0.002, 9), (1e-6, 9)):  # axes can be read
+    for low, high in ((0.9, 1.1), (1.35, 3.9), (1.2, 8), (0.002, 9), (1e-6, 9)):  # 3 to 12 ticks can be read
         assert 3 <= len(page.run(f"logScale({low}, {high}, 214, 8).ticks")) <= 12
 
 
@@ -232,7 +232,7 @@ def test_names_from_files_are_shown_as_text(page, tmp_path):
 
 
 def test_a_recipe_has_a_part_of_its_own_before_its_runs(page, tmp_path):
-    """If other files stand in for all runs, the page shows only this part."""
+    """If the recipe has trained no run, because the user named files for all stages, the page shows only this part."""
     evil = "<b>rgb</b>"
     table = PageTable(title=evil, head=["stage", evil], rows=[["rgb", "done"], [evil, "1"]], notes=[evil])
     runs = [[], [random_run(tmp_path / name, ["a", "b"]) for name in ("one", "two")]]
@@ -278,7 +278,7 @@ SPOILED = {
     "train.log": None,
     "starts.json": None,
     "eval/classes.csv": None,
-    "best_": "where the network looked is not shown",
+    "best_": "where the network looked (Grad-CAM) are not shown",
 }
 
 

@@ -1,4 +1,4 @@
-"""Tests one step: accumulation, the EMA of the weights and loss scaling. A step that is not finite changes nothing."""
+"""Tests one step: accumulation, the EMA of the weights and loss scaling. NaN or infinite gradients change nothing."""
 
 import re
 from dataclasses import replace

@@ -182,7 +182,7 @@ def broken(experiment):
 )
 @pytest.mark.parametrize("seals_again", [True, False])
 def test_a_damaged_or_foreign_file_is_ignored_with_a_line(damage, seals_again):
-    """With `seals_again`, the damaged text gets a valid seal, so that its content must be checked."""
+    """With `seals_again`, the damaged text gets a valid checksum, so only its content shows the damage."""
     path = search("faster").path
     content = damage(path.read_bytes()[:-SEAL_BYTES].decode()).encode()
     path.write_bytes(sealed(content) if seals_again else content)
@@ -449,10 +449,10 @@ def test_every_change_is_one_of_a_setting_that_is_stored():
 
 def test_threads_for_operators_can_only_be_set_in_time():
     use_threads(replace(DEMO, interop_threads=torch.get_num_interop_threads()))
-    with suppress(UserError):  # an error is raised if an earlier test has already used the threads
+    with suppress(UserError):  # raised if an earlier test has set the number or used the threads
         use_threads(replace(DEMO, interop_threads=3))
     with pytest.raises(UserError, match="leave this setting out, or use a new process"):
-        use_threads(replace(DEMO, interop_threads=4))  # torch allows only one change
+        use_threads(replace(DEMO, interop_threads=4))  # torch accepts only one change of this number
     use_threads(DEMO)
 
 

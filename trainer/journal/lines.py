@@ -18,7 +18,7 @@ VALIDATION = b'"kind": "val"'  # every line of metrics.jsonl about a validation 
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order. Lines that are incomplete or of other programs are skipped.
+    """The records of a metrics.jsonl, in order. Lines that are incomplete or have another form are skipped.
 
     Each record has kind ("train" or "val"), epoch (from 1), step and clips (finished in that epoch), epoch_clips (clips
     in a whole epoch), and the metrics, where None stands for NaN or infinity. Records of older versions lack clips and
@@ -45,7 +45,7 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line of metrics.jsonl, or None if the line is incomplete or of another program."""
+    """The record in a line of metrics.jsonl, or None if the line is incomplete or has another form."""
     try:
         record = parse_json(line)
     except ValueError:

@@ -44,9 +44,7 @@ def choose_windows(window: int | None, stride: int | None, checkpoint: Path) -> 
     if window is not None:
         choice = WindowChoice(window, max(1, window // 2) if stride is None else stride, window)
     elif lengths is None:
-        reason = (
-            f"{checkpoint.name} does not say how long the clips of its training were, so windows have {USUAL} frames"
-        )
+        reason = f"{checkpoint.name} does not say how long its training clips were, so windows have {USUAL} frames"
         choice = WindowChoice(
             USUAL, USUAL // 2 if stride is None else stride, USUAL, f"{reason} (--window changes this)"
         )

@@ -17,7 +17,7 @@ SLIGHT = 1.1  # scores between 1 and this value come from rounding or interpolat
 
 
 def settle(recordings: dict[str, Recording], num_frames: dict[str, int], say: Callable[[str], None]) -> None:
-    """Number the frames of all recordings from 0, and bring their scores between 0 and 1.
+    """Number the frames of all recordings from 0, and convert their scores to the range from 0 to 1.
 
     recordings, num_frames: the poses and the number of frames of each video, by its name. `say` is called with a
     sentence about each guess. Raises UserError.

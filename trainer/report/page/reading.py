@@ -1,6 +1,6 @@
 """Reads what the page shows about a run: its folder, its newest scores, and the frames of its worst clips.
 
-If files in the folder are missing, damaged or of other programs, the page is made all the same and says so.
+If files in the folder are missing, damaged or written by another program, the page is made anyway and says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,9 +39,9 @@ RESULTS = ("eval", VALIDATION)  # folders in a run's folder that contain scores
 def read_shown(folder: Path, device: str, with_frames: bool = True, scores: Path | None = None) -> Shown:
     """What the page shows about the run in `folder`.
 
-    For each file that is missing or damaged, the page gets a sentence. device: the device on which the network computes
-    where it looked. scores: a file of scores; by default the newest in the run's folder. Raises UserError if `folder`
-    is not a run's folder.
+    For each file that is missing or damaged, the page gets a sentence. device: the device on which the network runs to
+    compute Grad-CAM maps. scores: a file of scores; by default the newest in the run's folder. Raises UserError if
+    `folder` is not a run's folder.
     """
     missing: list[str] = []
     run, evaluation, gallery = read_run_anyway(folder, missing), None, []
@@ -89,9 +89,9 @@ def newest_scores(folder: Path) -> Path | None:
 def read_gallery(
     evaluation: Evaluation, folder: Path, device: str, with_frames: bool, missing: list[str]
 ) -> list[dict[str, Any]]:
-    """The gallery, from the annotations, the packs and the weights of the run in `folder`.
+    """The gallery of wrong clips, made from the annotations, the packs and the weights of the run in `folder`.
 
-    A damaged file may raise any error.
+    If a file is damaged, any exception may be raised.
     """
     experiment, ranks = evaluation.experiment, Ranks(0, 0, 1, torch.device(device))
     table = open_table(annotation_files(experiment)[-1], Path(experiment.data.cache))
@@ -105,13 +105,13 @@ def read_gallery(
         )
         with_frames = False
     loader = loader_of(experiment, source, rows, False, ranks, lambda _: None)
-    looked = None
+    grad_cam = None
     if with_frames:
         try:
-            looked = explanation(experiment, folder / evaluation.checkpoint, evaluation.averaged, ranks)
+            grad_cam = grad_cam_of(experiment, folder / evaluation.checkpoint, evaluation.averaged, ranks)
         except UserError as error:
-            missing.append(f"where the network looked is not shown: {error}")
-    return gallery_of(evaluation, loader, with_frames, looked)
+            missing.append(f"the pictures of where the network looked (Grad-CAM) are not shown: {error}")
+    return gallery_of(evaluation, loader, with_frames, grad_cam)
 
 
 def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
@@ -120,10 +120,10 @@ def rows_of(table: ClipTable, names: list[str]) -> np.ndarray:
     return np.array([places[name] for name in names if name in places], np.int64)
 
 
-def explanation(
+def grad_cam_of(
     experiment: Experiment, checkpoint: Path, averaged: bool, ranks: Ranks
 ) -> Callable[[Batch, Tensor], dict[str, Tensor]]:
-    """A function that computes where the network looked (grad_cam.py), from a batch and a class for each clip.
+    """A function that returns the Grad-CAM map of each stream for a batch, given a class for each clip.
 
     averaged: whether the network gets the EMA of the weights in the file `checkpoint`.
     """
@@ -132,11 +132,11 @@ def explanation(
     network = network.to(ranks.device).eval()
     precision = precision_of(experiment.optim.precision, ranks)
 
-    def looked(batch: Batch, classes: Tensor) -> dict[str, Tensor]:
+    def grad_cam(batch: Batch, classes: Tensor) -> dict[str, Tensor]:
         with precision():
             return where_it_looked(network, batch, classes)
 
-    return looked
+    return grad_cam
 
 
 def try_to_write(
@@ -150,8 +150,8 @@ def try_to_write(
     """Write the page about runs, and return its path in a list.
 
     If anything goes wrong, one line says so, no error is raised, and the list is empty. runs: the folder of each run,
-    and its file of scores or None (see `read_shown`). state: the state of a run that is just ending. tables: tables
-    about the recipe to which the runs belong.
+    and its file of scores or None (see `read_shown`). state: "finished" or "stopped" if a run that is just ending makes
+    the page. tables: tables about the recipe to which the runs belong.
     """
     try:
         shown = [read_shown(folder, device, scores=scores) for folder, scores in runs.items()]
