@@ -77,6 +77,7 @@ def prepare(message: dict[str, Any], files: list[int]) -> dict[str, Any]:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores this signal
     for file, number in zip(files[:2], (1, 2), strict=True):
         os.dup2(file, number)
     for file in files:

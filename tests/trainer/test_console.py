@@ -49,14 +49,15 @@ def test_json_that_is_cut_off_is_told_by_the_exit_code(environment, console):
     assert "Traceback" not in done.stderr
 
 
-def test_a_second_hangup_does_not_end_the_run_before_its_snapshot(monkeypatch):
-    with Interrupt() as interrupt:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupt.received == signal.SIGHUP
-        assert interrupt.exit_code == 129
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup starts a program in this state
+def test_a_second_hangup_does_not_end_the_run_before_its_snapshot():
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
+        with Interrupt() as interrupt:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupt.received == signal.SIGHUP
+            assert interrupt.exit_code == 129
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup starts a program in this state
         assert signal.SIGHUP not in handled()
         with Interrupt() as interrupt:
             os.kill(os.getpid(), signal.SIGHUP)

@@ -37,9 +37,9 @@ def two_machines(environment, *arguments):
         return codes, [node.stdout + node.stderr for node in nodes]
 
 
-def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
+def test_torchrun_on_two_machines_of_one_rank_each(tiny_pose, environment, tmp_path):
     """Only the machine of rank 0 writes files."""
-    own = (*tiny, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
+    own = (*tiny_pose, "--max-steps", "6", "--work-dir", str(tmp_path / "run"))
     codes, (first, second) = two_machines(environment, own, own)
     assert codes == [0, 0], first + second
     assert "2 x 4 clips a step (global batch 8)" in first
@@ -54,10 +54,10 @@ def test_torchrun_on_two_machines_of_one_rank_each(tiny, environment, tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path, resume):
+def test_machines_that_do_not_see_the_same_work_dir(tiny_pose, environment, tmp_path, resume):
     """A new run is refused. A resume is refused if one machine lacks the snapshot, because weights would differ."""
     here, there = tmp_path / "here", tmp_path / "there"
-    trainer = ("-m", "trainer", *tiny)
+    trainer = ("-m", "trainer", *tiny_pose)
     if resume:
         begin = (*trainer, "--max-steps", "2", "--work-dir", here)
         shown_by(programs.run_forked(*begin, environment=environment))
@@ -72,10 +72,10 @@ def test_machines_that_do_not_see_the_same_work_dir(tiny, environment, tmp_path,
 
 
 @pytest.mark.soak
-def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny, environment, tmp_path):
+def test_two_ranks_of_our_own_and_one_go_on_from_each_other(tiny_pose, environment, tmp_path):
     """One rank resumes a run of two ranks, and gets the batches that two ranks would get."""
     work_dir = tmp_path / "run"
-    words = ("-m", "trainer", *tiny, "--work-dir", work_dir)
+    words = ("-m", "trainer", *tiny_pose, "--work-dir", work_dir)
     two = shown_by(programs.run_forked(*words, "--ranks", "2", "--max-steps", "3", environment=environment))
     assert "stopped: 3 steps are done" in two
     one = shown_by(programs.run_forked(*words, "--resume", environment=environment))
