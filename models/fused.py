@@ -31,6 +31,15 @@ def fuse(network: nn.Module, parts: Iterable[FusedPart]) -> None:
                 module.__class__ = fused_class
 
 
+def unfuse(network: nn.Module) -> bool:
+    """Undo `fuse`. Returns whether any part of the network ran through kernels."""
+    plain = {fused: plain for classes in FUSED_CLASSES.values() for plain, fused in classes.items()}
+    modules = [module for module in network.modules() if type(module) in plain]
+    for module in modules:
+        module.__class__ = plain[type(module)]
+    return bool(modules)
+
+
 class FusedX3DBlock(X3DBlock):
     """An X3D block that runs through the kernels shift_conv, depthwise and conv_bn.
 

@@ -90,6 +90,8 @@ ELSEWHERE = {
     "run the same command again": "tests/pipelines/test_prepare.py::test_killed_runs_go_on_to_the_same_bytes",
     "try again when no run uses this pack": "tests/pipelines/test_pack_users.py::"
     "test_nothing_is_dropped_while_clips_are_made",
+    "from its folder to try again": "tests/trainer/test_as_before.py::"
+    "test_a_resumed_run_does_not_try_again_what_failed",
     " to submit its scores as they are": "tests/trainer/test_submit.py::"
     "test_scores_in_a_run_of_other_settings_or_another_snapshot_are_refused",
 }

@@ -5,6 +5,7 @@ models/weights/files.py writes and reads the file. trainer/snapshots/writer.py d
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import nvtx
@@ -17,6 +18,7 @@ from models.weights.files import AVERAGES, OPTIMIZER, WEIGHTS, divergence
 from trainer.config import Experiment
 from trainer.run import Run
 from trainer.runtime.decisions import Decisions
+from trainer.runtime.first_look import FILE, compute_as_before, present_ways
 from trainer.runtime.forward import Way
 from trainer.runtime.ranks import average_statistics
 from trainer.snapshots.data_record import former_clips
@@ -58,7 +60,8 @@ def state_of(run: Run) -> dict[str, Any]:
         "cursor": run.cursor.state_dict(),
         "exact_under": exact_under(run),
         "scale": run.scale.state_dict(),
-        "first_look": run.decisions.to_json(),
+        # without a first look, as on most CPUs, nothing has been decided
+        "first_look": (present_ways(run) if run.decisions.network else run.decisions).to_json(),
         AVERAGES: run.ema.state_dict(),
         "data": run.records,
     }
@@ -79,7 +82,8 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
         run.journal.say(f"the snapshot does not contain the {lost} at zero")
     run.stopping.load_state_dict(state["stopping"])
     run.scale.load_state_dict(state.get("scale"))
-    run.decisions = Decisions.from_json(state.get("first_look", "{}"))
+    run.decisions = decisions_for(run, state)
+    compute_as_before(run)
     cursor, batch_size = run.cursor, json.loads(state["experiment"])["optim"]["batch_size"]
     epoch_clips = former_clips(state.get("data", {})) or cursor.epoch_clips
     cursor.load_state_dict(state["cursor"], batch_size, epoch_clips)
@@ -102,6 +106,20 @@ def take_up(run: Run, state: dict[str, Any], changed: Collection[str] = ()) -> N
             "the resumed run has the same batches and learning rates, but its results will not be bit-exact: "
             f"{', '.join(differences)}"
         )
+
+
+def decisions_for(run: Run, state: dict[str, Any]) -> Decisions:
+    """The decisions in the `state` of a snapshot, as far as they apply to the run that resumes from it.
+
+    None of them applies on another kind of device, or if the user has removed the file with the decisions. With another
+    value of the setting `compile`, it is decided anew whether the network runs compiled.
+    """
+    removed = run.ranks.any(run.ranks.leads and not (run.journal.work_dir / FILE).exists())
+    if removed or state.get("exact_under", {}).get("device") != run.ranks.device.type:
+        return Decisions()
+    decisions = Decisions.from_json(state.get("first_look", "{}"))
+    same = json.loads(state["experiment"]).get("compile") == run.experiment.compile
+    return decisions if same else replace(decisions, network=None)
 
 
 def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:

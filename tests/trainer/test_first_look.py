@@ -61,7 +61,7 @@ def test_a_compiled_step_that_agrees(build_pose, tmp_path, monkeypatch):
     assert [line.partition(" - INFO - ")[2]] == decisions_of(tmp_path / "journal" / "train.log")
     assert run[0].forward.way is Way.COMPILED
     decisions = {"network": "compiled", "cudnn_benchmark": False}
-    decisions |= {"renderer": "reference", "decoder": "cpu", "hw_decoder_load": 0.75}
+    decisions |= {"renderer": "reference", "decoder": "cpu", "hw_decoder_load": 0.75, "kernels_failed": False}
     assert json.loads((tmp_path / "journal" / FILE).read_text()) == decisions
     assert json.loads(state_of(run[0])["first_look"]) == decisions
     assert_same(run, undisturbed)
@@ -81,6 +81,7 @@ def test_a_resumed_run_keeps_what_was_timed(build_pose, tmp_path, monkeypatch):
     compile_by(monkeypatch)
     run, _ = trained(build_pose, "compile=False")
     state = state_of(run) | {"first_look": json.dumps({"network": "compiled", "cudnn_benchmark": True})}
+    (tmp_path / "journal" / FILE).touch()
     again = build_pose("compile=True")
     take_up(again, state)
     with torch.backends.cudnn.flags(benchmark=False):

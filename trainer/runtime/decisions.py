@@ -10,7 +10,7 @@ class Decisions:
 
     network: the name of a `Way` (trainer/runtime/forward.py), in lower case. cudnn_benchmark: whether cuDNN times its
     algorithms for each convolution. renderer, decoder and hw_decoder_load: the fields of `Backends` with these names
-    (pipelines/backends.py).
+    (pipelines/backends.py). kernels_failed: whether the kernels of the setting `fused` have failed.
     """
 
     network: str | None = None
@@ -18,6 +18,7 @@ class Decisions:
     renderer: str | None = None
     decoder: str | None = None
     hw_decoder_load: float | None = None
+    kernels_failed: bool | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

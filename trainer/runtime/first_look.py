@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from operator import truediv
 from typing import TypeVar
 
@@ -29,6 +30,8 @@ from trainer.runtime.rehearsal import rehearse
 from trainer.step import recover, split
 
 FILE = "first_look.json"
+# The reason that a resumed run gives for a slower way.
+AS_BEFORE = f"as before this run was resumed; remove {FILE} from its folder to try again"
 # Largest accepted distance between the gradients of a compiled step and of a direct step, divided by the norm of the
 # direct step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
 # apart; a wrong kernel puts gradients about 1 apart.
@@ -55,26 +58,48 @@ class FirstLook:
 def look(run: Run, part: Batch, clock: Callable[[], float]) -> None:
     """Decide how the gradients of a part of a batch are computed, and log and store the decisions.
 
-    A resumed run uses the decisions of its snapshot, so that it computes as before. All ranks call this together.
-    Raises torch's error if the memory does not suffice for the part.
+    A resumed run keeps the choices that were timed before. All ranks call this together. Raises torch's error if the
+    memory does not suffice for the part.
     """
     rehearse(run, part)
     on_gpu = [run.ranks.device] if run.ranks.device.type == "cuda" else []
     # PCAN's sums leave out the other ranks here, so a rank whose memory does not suffice cannot make other ranks wait.
     with torch.random.fork_rng(on_gpu), without_other_ranks():
         sentences = [data(run), compare(run, part), choose_benchmark(run, part, clock), memory(run)]
-    backends = run.train_loader.backends
-    run.decisions = Decisions(
-        network=run.forward.way.name.lower(),
+    run.decisions = replace(
+        present_ways(run),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
-        renderer=backends.renderer,
-        decoder=backends.decoder,
-        hw_decoder_load=backends.hw_decoder_load,
+        hw_decoder_load=run.train_loader.backends.hw_decoder_load,
     )
     run.journal.say(f"first look: {'; '.join(sentence for sentence in sentences if sentence)}")
     if run.ranks.leads:
         with suppress(OSError):  # training does not need this file, and the next snapshot reports a full disk
             write_whole(run.journal.work_dir / FILE, run.decisions.to_json() + "\n")
+
+
+def present_ways(run: Run) -> Decisions:
+    """The run's decisions, with the ways to compute that it uses now. After a failure, a run uses slower ways."""
+    backends = run.train_loader.backends
+    return replace(
+        run.decisions,
+        network=run.forward.way_of_training.name.lower(),
+        renderer=backends.renderer,
+        decoder=backends.decoder,
+        kernels_failed=run.forward.kernels_failed,
+    )
+
+
+def compute_as_before(run: Run) -> None:
+    """Use the slower ways that `run.decisions`, which come from a snapshot, name, without trying the faster ways."""
+    earlier, backends = run.decisions, run.train_loader.backends
+    run.forward.use(Way.__members__.get((earlier.network or "").upper(), Way.COMPILED), AS_BEFORE)
+    if earlier.kernels_failed:
+        run.forward.leave_kernels(AS_BEFORE)
+    if earlier.renderer == "reference" and backends.renderer == "kernel":
+        backends.draw_by_reference(AS_BEFORE)
+    if earlier.decoder == "cpu" and backends.decoder == "mixed":
+        on_cpu = backends.decode_videos_on_cpu if run.experiment.data.source == "video" else backends.decode_on_cpu
+        on_cpu(AS_BEFORE)
 
 
 def look_at_data(run: Run, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.program import UserError
+from models.fused import unfuse
 from models.heads import Output
 from trainer.runtime.faults import first_line, is_from_compiler, is_from_cudnn, is_out_of_memory
 from trainer.runtime.ranks import Ranks
@@ -36,8 +37,8 @@ class Forward(nn.Module):
 
     If a call without gradients fails, or if compiling fails, the call is repeated in a slower way. Other failed calls
     with gradients may have changed buffers, so their callers have to undo the step and call `fall_back`
-    (trainer/step.py). `say` gets one line for each fall-back, and the full text of the exception is appended to the
-    file `report`.
+    (trainer/step.py). Before the network changes to another `Way`, it stops using the kernels of the setting `fused`.
+    `say` gets one line for each fall-back, and the full text of the exception is appended to the file `report`.
     """
 
     def __init__(
@@ -48,11 +49,16 @@ class Forward(nn.Module):
         self._compiled = [compiled]  # in a list, so that torch does not register the weights a second time
         self._ways = {True: way, False: way}  # the ways in training mode (True) and in evaluation mode (False)
         self._say, self._report = say, report
+        self.kernels_failed = False  # whether the kernels of the setting `fused` have failed
 
     @property
     def way(self) -> Way:
         """The way that is used in the network's present mode, which is training or evaluation."""
         return self._ways[self.network.training]
+
+    @property
+    def way_of_training(self) -> Way:
+        return self._ways[True]
 
     def forward(self, *inputs: Tensor) -> Output:
         while True:
@@ -83,16 +89,34 @@ class Forward(nn.Module):
             torch.backends.cudnn.benchmark = False
             self._say(f"cuDNN's benchmark mode is off, because it failed ({first_line(error)})")
             return
+        where = f"; the full text is in {self._report}"
+        if self.network.training and not is_from_cudnn(error) and self.leave_kernels(first_line(error), where):
+            self._write_report(error)
+            return
         way = Way.WITHOUT_CUDNN if is_from_cudnn(error) else Way.DIRECT
         if way <= self.way:
             raise error
+        self._write_report(error)
+        self.use(way, first_line(error), where)
+
+    def _write_report(self, error: Exception) -> None:
         with contextlib.suppress(OSError), open(self._report, "a", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")
-        self.use(way, first_line(error), f"; the full text is in {self._report}")
 
     def agree(self, ranks: Ranks) -> None:
         """Use the slowest way that any rank uses. All ranks call this together."""
-        self.use(Way(ranks.largest(self.way)), "on another rank, whose file fallbacks_rank*.txt contains the full text")
+        reason = "on another rank, whose file fallbacks_rank*.txt contains the full text"
+        if ranks.any(self.kernels_failed):
+            self.leave_kernels(reason)
+        self.use(Way(ranks.largest(self.way)), reason)
+
+    def leave_kernels(self, reason: str, where: str = "") -> bool:
+        """Compute all parts of the network by plain torch. Returns whether some of them ran through our kernels."""
+        if not unfuse(self.network):
+            return False
+        self.kernels_failed = True
+        self._say(f"the kernels of the setting `fused` failed ({reason}), so plain torch computes these parts{where}")
+        return True
 
     def use(self, way: Way, reason: str, where: str = "") -> None:
         """Run the network in this way from now on, unless a slower way is in use already.
