@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks.records import RecordError, read_record
 
 BEGIN, END = "<!-- measured: python -m benchmarks table -->", "<!-- end -->"
-ENGLISH, CHINESE = 0, 1  # positions of the languages in the texts below
+ENGLISH, CHINESE = 0, 1  # index of each language in the pairs of texts below
 
 HEAD = (
     "| what was measured | median (quartiles; n repetitions) | machine | commit |",
@@ -24,9 +24,10 @@ NOTHING = ("Nothing has been measured yet.", "还没有测量结果。")
 
 
 class Row(NamedTuple):
-    """A line of the table.
+    """A line of the table, with its texts in both languages.
 
-    part: the benchmark that writes the number. path: the number's place in its results. what, unit: in both languages.
+    part: the benchmark that writes the number. path: the keys of the number in the benchmark's results, joined by dots.
+    what: what was measured. unit: the unit of the number.
     """
 
     part: str
@@ -152,7 +153,7 @@ def _value_at(results: dict[str, Any], path: str) -> Any:
 
 
 def _cell(value: Any, unit: tuple[str, str], language: int) -> str:
-    """A number with its unit and, if it is the median of several, with their quartiles and their number."""
+    """A number with its unit and, if it is a median, the quartiles and the number of repetitions."""
     factor, named = (100 if unit is SHARE else 1), unit[language]
     if not isinstance(value, dict):
         return f"{factor * value:.3g} {named}"

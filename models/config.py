@@ -104,9 +104,9 @@ class PcanConfig:
     diversity: Literal["live", "published"] = "live"
     """With "live", the loss term that drives fine prototypes apart has a gradient; with "published", it has none."""
     fine_width: Count = 256
-    """Length of the prototypes of fine classes."""
+    """Number of features in the prototype of a fine class."""
     coarse_width: Count = 128
-    """Length of the prototypes of coarse classes."""
+    """Number of features in the prototype of a coarse class."""
     contrast_weight: Weight = 0.2
     """Weight of the prototype contrast in the loss."""
 
@@ -123,10 +123,10 @@ class HeadConfig:
     label_smoothing: Share = 0.0
     """Share of the target that a training loss spreads evenly over all classes; 0.1 is usual."""
     f1_weight: Weight = 0.0
-    """Weight of the soft F1 loss that training adds to each cross-entropy; 1 is published. 0: it is not added."""
+    """Weight of the soft F1 loss that training adds to each cross-entropy: 0 for none; the published value is 1."""
     frame_weight: Weight = 0.0
-    """Weight of the losses of classifiers for single frames; 0.5 is published. Only training uses these classifiers.
-    0: there are none.
+    """Weight of the losses of classifiers for single frames: 0 for none; the published value is 0.5. Only training uses
+    these classifiers.
     """
 
 
@@ -142,7 +142,7 @@ class TwoStreamConfig(HeadConfig):
     num_coarse: int = FROM_DATA
     """Number of coarse classes; with 0 the network has no coarse heads."""
     pose_channels: int = 17
-    """Number of heatmap channels. An experiment takes it from its skeleton."""
+    """Number of heatmap channels. An experiment sets it from its skeleton."""
     loss_weights: Annotated[LossWeights, Range(0, 1e38)] = (1.0, 1.0, 1.0, 1.0)
     """Weights of the cross-entropies of rgb, pose, rgb_coarse and pose_coarse."""
     pcan: PcanConfig | None = None
@@ -182,7 +182,7 @@ class EpamConfig(X3DPairConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RGBPoseConfig(TwoStreamConfig):
-    """RGBPoseConv3D: two ResNet paths with laterals in both directions.
+    """RGBPoseConv3D: two ResNet paths with lateral connections (laterals) in both directions.
 
     Source: docs/sources.md, "RGBPoseConv3D".
     """
@@ -208,11 +208,11 @@ class SingleStreamConfig(HeadConfig):
     stream: Stream
     """What the network sees: frames or heatmaps."""
     num_classes: int = FROM_DATA
-    """Number of classes. An experiment takes it from its data."""
+    """Number of classes. An experiment copies this number from data.num_classes."""
     coarse_weight: Weight = 0.0
-    """Weight of the loss of a second classifier, for the coarse classes; 0.5 is published. 0: there is none."""
+    """Weight of the loss of a second classifier, for the coarse classes: 0 for none; the published value is 0.5."""
     num_coarse: int = 0
-    """Number of coarse classes. An experiment takes it from its data if coarse_weight is not 0."""
+    """Number of coarse classes. An experiment sets it from data.coarse_map if coarse_weight is not 0."""
     in_channels: int = FROM_DATA
     """Number of input channels: 3 for frames, and for heatmaps one for each joint or limb that is drawn."""
     path: ResNetPathConfig | X3DStreamConfig

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.config import HeadConfig
 
-EPSILON = 1e-7  # keeps the shares of the soft F1 loss finite, as in the published code
+EPSILON = 1e-7  # avoids divisions by zero in F1 scores, as in the published code
 
 
 class ClassifierLosses(nn.Module):

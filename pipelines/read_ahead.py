@@ -7,14 +7,14 @@ from typing import Generic, TypeVar
 
 from pipelines.plan import ClipPlan
 
-READERS = 8  # threads of one loader; most of the time they wait for the storage, so they need little of a core
+READERS = 8  # threads of one loader; they mostly wait for the storage and need little CPU time
 
 Content = TypeVar("Content")
 
 
 @contextmanager
 def reader_threads() -> Iterator[Executor]:
-    """Threads for reading files. When the context ends, tasks that have not begun are dropped, and all threads end."""
+    """A context with threads for reading files. At its end, tasks that have not begun are dropped, and threads end."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
     try:
         yield pool
@@ -43,7 +43,7 @@ class ReadAhead(Generic[Content]):
     def take(self, step: int) -> tuple[ClipPlan, list[Content]]:
         """Wait for batch number `step`, and return its plan and the content that was read for each of its clips.
 
-        Steps are taken in order. Raises what `plans` or `read` raised for this batch.
+        Batches must be taken in order. Raises the exception that `plans` or `read` raised for this batch.
         """
         for number in range(step, step + 1 + self._depth):
             if number not in self._begun:

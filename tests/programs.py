@@ -1,11 +1,11 @@
-"""Runs programs for tests, mostly in processes of their own. These end with the tests, even if the tests crash.
+"""Runs programs for tests, mostly in separate processes. These processes end with the tests, even if the tests crash.
 
 `run` and `start` take the words that follow `python` on a command line and start a new interpreter, whose imports of
 torch and of our packages take 2 to 4 seconds. `Fork`, `run_forked` and `run_ranks` save this time: the process of
 tests/starter.py has done the imports, and a fork of that process becomes the program. Signals and exit codes are those
 of a real process, but a run of the trainer draws no pictures (tests/pictures.py). `run_here` is the fastest: it runs a
-program in the process of the tests. It is for programs that only print something. Only `run` and `start` can test how a
-program starts, so at least one test of each program uses a new interpreter. All forks have the same seed for Python's
+program in the process of the tests. Use it for programs that only print something. Only `run` and `start` can test how
+a program starts, so at least one test of each program uses a new interpreter. All forks have the same seed for Python's
 string hashes. If a test compares two runs, one of them should therefore use a new interpreter.
 """
 
@@ -110,8 +110,8 @@ def run_ranks(
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run each of `programs` (the words after `python`) as a fork. The forks are the ranks of one run.
 
-    The forks get the environment variables that torchrun would set on `machines` machines with equally many ranks. When
-    one rank fails, the other ranks go on, which torchrun would not allow.
+    The forks get the environment variables that torchrun would set on `machines` machines, each with the same number of
+    ranks. When one rank fails, the other ranks go on, while torchrun would end them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -162,7 +162,7 @@ class Fork:
     def poll(self) -> int | None:
         """Return the exit code if the process has ended (-N after signal N), or None while it runs."""
         if self.returncode is None and select.select([self._exit_code], [], [], 0)[0]:
-            # If the process of tests/starter.py was killed, its forks were killed too, and wrote no exit code.
+            # If the process of tests/starter.py was killed, its forks were killed too, without writing an exit code.
             self.returncode = int(os.read(self._exit_code, 16) or -signal.SIGKILL)
             os.close(self._exit_code)
         return self.returncode

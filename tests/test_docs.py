@@ -179,7 +179,7 @@ def test_the_readme_is_short():
 
 
 def test_the_recipe_of_apptainer():
-    """Checks the form of the recipe, the shell syntax of %post, and that gcc and Python.h are installed."""
+    """Checks the form of docs/duet.def, the shell syntax of its %post section, and that gcc and Python.h are in it."""
     text = (ROOT / "docs" / "duet.def").read_text()
     header, *sections = re.split(r"^%(?=\w)", text, flags=re.MULTILINE)
     assert re.fullmatch(r"Bootstrap: docker\nFrom: [\w.-]+:[\w.-]+\n\n", header)

@@ -72,7 +72,7 @@ ELSEWHERE = {
     **dict.fromkeys(("check the pack that it is in", "put the folder that it points to"), BEHIND_A_LINK),
     **dict.fromkeys(("write pose_landmarks", "write the 2-D poses (pose_keypoints_2d)", "use --model_pose"), REFUSED),
     **dict.fromkeys(("write the poses of all videos in the same way", "keep the files of one"), CONTRADICTING),
-    **dict.fromkeys(("the file ends within a frame; get it again", "so these are labels of a detector"), REFUSED),
+    **dict.fromkeys(("a frame; download it again", "so these are labels of a detector"), REFUSED),
     "trust the video and set the environment variable": "tests/pipelines/test_hostile_videos.py::"
     "test_a_rare_codec_is_refused_by_name_until_it_is_allowed",
     "write 1 or more, and leave --index": "tests/pipelines/test_view.py::test_the_worst_skeletons_are_drawn",

@@ -85,7 +85,7 @@ def head_of(state: State) -> dict:
 
 
 def frame_weight_of(state: State) -> float:
-    """Return 1 if the head has classifiers for single frames, which exist if the weight of their losses is not 0."""
+    """Return 1 if the head has classifiers for single frames, otherwise 0. Tensors do not contain the loss weight."""
     return float(any(name.startswith("cls_head.frames_") for name in state))
 
 

@@ -44,7 +44,7 @@ class _Dtype:
 
 
 def _check(raw: Any, dtype: Any) -> None:
-    """Refuse array content that is not bytes: an array could be freed while a view of it is still being read."""
+    """Refuse array content that is not bytes. A pickle could free an array's memory while a view still reads it."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
         raise pickle.UnpicklingError("the pickle contains an array of an unknown kind")
 
@@ -106,8 +106,8 @@ def _ordered_dict(pairs: Any = ()) -> collections.OrderedDict:
 def _check_keys(keys: Iterable[Any]) -> None:
     """Refuse keys of dicts, or members of sets, that are neither text nor numbers.
 
-    Python computes the hash of a key. The hash of a tuple that contains itself many times over takes forever, and large
-    integers can be chosen so that all of them have the same hash.
+    Python computes the hash of a key. If tuples are nested and each contains the next one twice, the hash takes
+    exponential time. Many large integers can have the same hash, which makes a dict slow.
     """
     for key in keys:
         if type(key) is str:
@@ -147,13 +147,13 @@ for core in ("numpy.core", "numpy._core"):
     ALLOWED[f"{core}.numeric", "_frombuffer"] = _SafeFunction(_from_buffer)
 
 
-WRITTEN_IN_PYTHON: Any = pickle._Unpickler  # `Any`, because type checkers do not know its methods
+WRITTEN_IN_PYTHON: Any = pickle._Unpickler  # `Any`: type checkers do not know this private class
 
 
 class _Unpickler(WRITTEN_IN_PYTHON):
-    """The standard library's unpickler in Python.
+    """The standard library's unpickler that is written in Python, with checks of all names and keys.
 
-    Its faster unpickler in C computes the hash of a key before any code of ours can see the key.
+    The faster unpickler in C computes the hash of a key before our code can check the key.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -171,12 +171,12 @@ class _Unpickler(WRITTEN_IN_PYTHON):
         self.load_setitem()
 
     def load_items(self) -> None:
-        """Set items of a dict. The stack contains the keys and the values in turn."""
+        """Set items of a dict. Keys and values alternate on the stack."""
         _check_keys(self.stack[::2])
         self.load_setitems()
 
     def load_dict_of_items(self) -> None:
-        """Create a dict. The stack contains its keys and values in turn."""
+        """Create a dict. Keys and values alternate on the stack."""
         _check_keys(self.stack[::2])
         self.load_dict()
 

@@ -13,8 +13,7 @@ FINE_NAMES = (
     *("give a plain box", "give a striped box", "push"),
 )
 COARSE_MAP = (0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3)
-# Pairs of classes with the same distribution of people, clothes and places; only the order or tempo of the movements
-# differs.
+# Pairs of classes that look the same in single frames; only the order or the tempo of the movements differs.
 MOTION_ONLY = ((0, 1), (3, 4))
 # Pairs of classes with the same distribution of joints; only the look of the object in the hands differs.
 COLOUR_ONLY = ((6, 7), (9, 10))
@@ -42,8 +41,8 @@ class DemoConfig:
     crf: Annotated[int, Range(0, 51)] = 23
     """x264's constant rate factor: 0 is lossless, 51 the smallest file."""
     hide_people: bool = False
-    """For a control experiment: whether a fixed grey box covers the whole area in which people and objects move. A
-    single frame then does not reveal a class that differs from another class only in its motion."""
+    """For a control experiment: whether a fixed grey box covers the whole area in which people and objects move, so
+    that the frames do not show any motion."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.demo")

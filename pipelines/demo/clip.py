@@ -45,7 +45,10 @@ class Clip(NamedTuple):
 
 
 def generator(config: DemoConfig, clip: ClipId, purpose: int) -> np.random.Generator:
-    """A random generator for one purpose (0 to 3) in one clip. Its numbers do not depend on other clips or purposes."""
+    """A random generator for one purpose in one clip. Its numbers do not depend on other clips or purposes.
+
+    purpose: 0 for motion and view, 1 for the detected joints, 2 for the looks of people and room, 3 for image noise.
+    """
     return np.random.Generator(np.random.Philox(key=[config.seed, clip.number * 4 + purpose]))
 
 

@@ -29,8 +29,8 @@ class Header:
     pixel: (width, height) of a pixel of these frames; (1, 1) for almost all videos.
     frames: number of frames that are shown. hides_frames: whether an edit list hides some of the stored frames.
     has_more_streams: whether the file has other pictures, such as a cover, beside the video.
-    hides_edges: whether the container asks players to hide edges of the frames. Duet uses the whole frames all the
-        same (hidden_edges.py).
+    hides_edges: whether the container asks players to hide edges of the frames. Duet uses the whole frames anyway
+        (hidden_edges.py).
     interlaced, full_range: see `Display`. reason: empty for a good header.
     """
 
@@ -58,7 +58,7 @@ class Header:
         return round(self.width * self.pixel[0] / self.pixel[1]), self.height
 
     def frames_for(self, image: AnnotatedImage) -> "Frames":
-        """Turn, size and shape of pixels of the frames that `decode` returns if the joints belong to `image`."""
+        """Turn, size and pixel shape of the frames that `decode` returns if the annotated image is `image`."""
         turn, pixel = Turn.of_code(self.turn), self.pixel[0] / self.pixel[1]
         stored_pixel = 1 / pixel if turn.swap else pixel
         chosen, undecided = wanted_turn(turn, self.stored, stored_pixel, image)
@@ -134,7 +134,7 @@ def _display_of_later_frame(video: str) -> Display | None:
 
 
 def _listed_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int | None:
-    """The number of frames that are shown, according to the file's index or header; None if neither says it."""
+    """The number of frames that are shown, according to the file's index or header; None if neither contains it."""
     entries = stream.index_entries
     if not stream.frames:
         return None
@@ -146,7 +146,7 @@ def _listed_frames(container: av.container.InputContainer, stream: av.VideoStrea
 
 
 def _count_packets(video: str) -> int:
-    """The number of frames in a video from its first key frame on. Decoders return no frames before that one."""
+    """The number of frames in a video from its first key frame on. Decoders return no frames before this key frame."""
     with open_video(video, PATIENCE) as (container, stream):
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
         shown = (packet.size > 0 and not packet.is_discard for packet in itertools.islice(packets, MAX_PACKETS))

@@ -58,7 +58,7 @@ class VideoFrames:
         return SwitchingDecoder(self, plans, decoding)
 
     def read(self, plan: ClipPlan, clip: int) -> np.ndarray:
-        """Read the video of clip number `clip` of a plan. Raises UserError if the file can no longer be read."""
+        """The bytes of the video file of clip number `clip` in a plan. Raises UserError if the file cannot be read."""
         video = self.videos[plan.row[clip]]
         try:
             return np.fromfile(video, np.uint8)
@@ -139,7 +139,7 @@ class SwitchingDecoder:
         return run
 
     def _read_ahead(self, read: Callable[[ClipPlan, int], Content]) -> ReadAhead[Content]:
-        """Plan and read batches in advance. Step `self.step` is number 0 of the result."""
+        """Return a ReadAhead that plans and reads batches in advance. Its batch number 0 is step `self.step`."""
         first, depth = self.step, self.decoding.prefetch + 1
         return ReadAhead(self.decoding.readers, lambda step: self.plans(first + step), read, depth=depth)
 
@@ -310,7 +310,7 @@ def _frames_in_order(video: str, num_frames: int) -> np.ndarray:
     """All frames as PyAV decodes them, in RGB with a pack's colours, reduced by `_sparse`: [T, h, w, 3] float32."""
     frames = []
     try:
-        as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # not turned, because DALI does not turn
+        as_stored = AnnotatedImage(*read_header(video).stored, "stored")  # DALI does not turn frames either
         for frame in decode(video, num_frames, as_stored):
             frames.append(_sparse(in_rgb(frame)))
     except VideoError as error:

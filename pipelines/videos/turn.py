@@ -17,11 +17,11 @@ SAME_SHAPE = 0.02  # shapes are the same if their ratios of width to height diff
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How stored frames become shown frames: first x and y change places, then columns or rows change their order."""
+    """How stored frames become shown frames: x and y are swapped, then columns or rows or both are reversed."""
 
-    swap: bool = False  # x and y change places
-    flip_x: bool = False  # then the first column becomes the last one
-    flip_y: bool = False  # then the first row becomes the last one
+    swap: bool = False  # x and y are swapped
+    flip_x: bool = False  # then the order of the columns is reversed
+    flip_y: bool = False  # then the order of the rows is reversed
 
     def __bool__(self) -> bool:
         """Whether shown frames differ from stored frames."""
@@ -79,7 +79,7 @@ def wanted_turn(turn: Turn, stored: Size, pixel: float, image: AnnotatedImage | 
 
     turn: how players turn the frames. pixel: width of a stored pixel divided by its height.
     image: the annotated image; None stands for frames as players show them.
-    Returns `turn` or NO_TURN, and whether only `image.rotation` could decide between the two, and not the sizes.
+    Returns `turn` or NO_TURN, and whether `image.rotation` made this choice because the sizes allowed both.
     """
     if not turn or image is None:
         return turn, False

@@ -42,7 +42,7 @@ def test_compiled_relu_keeps_nothing_of_its_result():
 
 
 def test_shifting_makes_no_four_dimensional_tensors_except_images():
-    """Inductor would make every tensor of four dimensions channels_last before a convolution."""
+    """Inductor makes every 4-D tensor channels_last before a convolution, so shift_frames uses 5-D tensors instead."""
     images = torch.randn(6, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     graph = make_fx(lambda x: shift_frames(x, 3, 2))(images)
     values = [node.meta.get("val") for node in graph.graph.nodes]

@@ -1,4 +1,4 @@
-"""`prepare --check` finds all damage to a pack, names each clip once, and lists the files to remove for a repair."""
+"""`prepare --check` finds all damage to a pack, names each damaged clip once, and lists the files to remove."""
 
 from pathlib import Path
 from subprocess import CompletedProcess

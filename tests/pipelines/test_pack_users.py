@@ -1,4 +1,4 @@
-"""`prepare` lists the users of a pack, deletes only clips that nobody uses, and estimates its work beforehand."""
+"""`prepare` lists which annotation files use a pack, deletes only unused clips, and estimates its work beforehand."""
 
 import fcntl
 import io

@@ -292,7 +292,7 @@ def test_a_scale_of_scores_is_not_guessed_from_one_value(tmp_path):
         ("a.json", {"shapes": []}, "in no format that is known here"),
         ("a.txt", "0 0.5 0.5 0.2 0.4\n", "labels of a detector"),
         ("a.txt", "some text\n", "in no format that is known here"),
-        ("a.skeleton", "2\n1\n72 0 1 1 1 1 0 0 0 2\n25\n0 0", "the file ends within a frame"),
+        ("a.skeleton", "2\n1\n72 0 1 1 1 1 0 0 0 2\n25\n0 0", "the file ends in the middle of a frame"),
         ("a.json", "[" * 70 + "]" * 70, "nested more than 64 deep"),
     ],
 )

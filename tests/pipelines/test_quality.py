@@ -59,7 +59,7 @@ def test_each_fault_is_counted(clips, tmp_path):
         np.testing.assert_allclose(shares, list(EXPECTED.values()))
         assert quality.worst(9) == [1, 4, 3]
         assert quality.describe(1) == "40% of frames without a person"
-        # shares of all joints of people, and of all steps from frame to frame
+        # shares of all joints, and of all movements from one frame to the next
         missing, jumps = percent(15 / (59 * 17)), percent(1 / 52)
         lines = dict(quality.lines())
         assert (

@@ -118,7 +118,7 @@ with planning({}) as backend:
 
 
 def test_heatmaps_for_a_card_without_bf16():
-    """The precision for this card is fp16, which Inductor compiles. Inductor refuses bf16 for the card's stand-in."""
+    """On this card (sm_75), a run uses fp16, which Inductor compiles. Inductor refuses bf16, as on a real card."""
     done = programs.run_forked("-c", HEATMAPS, timeout=900)
     assert "fp16" in done.stdout
     assert "BF16 is not supported" in done.stderr

@@ -2,8 +2,8 @@
 
 A row is a command line that is refused, and one or more steps: a regular expression that finds the advice in the
 message, and the command line that follows it. `{0}` and `{1}` are the groups of the expression, `{before}` is the
-previous command line, and the other names are those of `Places`. The last command must succeed. If the advice is to
-change a file, the row names a function of CHANGES, which changes the file between the two commands.
+previous command line, and the other names are keys of the fixture `places`. The last command must succeed. If the
+advice is to change a file, the row names a function of CHANGES, which changes the file between the two commands.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ POSE_DATA = "trainer view --exp ntu60_pose --device cpu --set clip.heatmap_size=
 POSE_DATA += " --set data.cache={dir}/cache --out {dir}/clip.png --set data.annotations={files}"
 DRY = "trainer prepare {tiny} --dry-run --set data.demo=none"
 EXPORT = "trainer export --format safetensors --out {dir}/net.safetensors"
-# A network of full size on small images, because the command compares the file with the network.
+# Small images, but a network of full size, because the command compares the file with the network.
 SIZES = "--set clip.rgb_size=32 --set clip.rgb_size_val=32 --set clip.heatmap_size=8 --set clip.heatmap_size_val=8"
 VIEW = "trainer view {tiny} --device cpu --out {dir}/clip.png --set data.demo=none"
 PREPARE = "prepare {annotations} --videos {videos} --packs {packs} --cache {cache} --max-bad 0.05 --box-pixels 56"
@@ -390,7 +390,7 @@ from trainer.experiments import DEMO
 
 @pytest.fixture(scope="module")
 def shared(tiny, tmp_path_factory) -> dict[str, str]:
-    """Return the places that no row changes: the tiny demo, a run of one step on it, and files that do not fit it."""
+    """Return the paths of files that no row changes: the tiny demo, a short run on it, and files that do not fit it."""
     files = tmp_path_factory.mktemp("files")
     settings = dict(word.split("=", 1) for word in tiny if "=" in word)
     annotations, videos = Path(settings["data.annotations"]), Path(settings["data.videos"])
@@ -443,7 +443,7 @@ def shared(tiny, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def places(shared, tmp_path) -> dict[str, str]:
-    """Return the places of `shared`, and a new folder with the files that a row may change."""
+    """Return the paths of `shared`, and those of a new folder whose files a row may change."""
     videos = sorted(Path(shared["videos"]).iterdir())[:2]
     lines = [
         f"{video.name},{number},{split}" for number, video, split in zip((1, 2), videos, ("train", "val"), strict=True)

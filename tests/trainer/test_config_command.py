@@ -46,7 +46,7 @@ def test_every_setting_is_shown_within_the_width(capsys, monkeypatch, columns):
         assert f"\n{setting.name}=" in f"\n{shown}"
     text = " ".join(shown.split())
     assert "optim.lr=0.001 Learning rate at the start of the schedule, after the warm-up." in text
-    assert "model.pcan.fine_width=256 Length of the prototypes" in text
+    assert "model.pcan.fine_width=256 Number of features in the prototype" in text
     assert "clip.flip=0.5 Probability that a training clip is mirrored. (a number from 0 to 1; default 0.5)" in text
     assert "(a whole number from 1 to 1000000; no default)" in text
     assert "(a number from 0 to 0.9999999 or none; default none)" in text or "to 0.9999999; default none)" in text

@@ -1,4 +1,4 @@
-"""`python -m trainer fuse`: members matched by name, fitted weights as good as a grid search's, and refused files."""
+"""`python -m trainer fuse` matches clips by name, fits weights as well as a grid search, and refuses bad files."""
 
 import itertools
 import json
@@ -76,7 +76,7 @@ def test_a_file_that_does_not_say_its_views_is_fused_and_named(tmp_path, capsys)
 
 
 def test_weights_are_not_fitted_on_scores_of_other_views_or_other_networks(tmp_path, capsys):
-    """The weights of --fit val would then not be right for the scores of the results."""
+    """Weights that --fit val finds for one network and its views are not right for other networks or views."""
 
     def runs(name, **changes):
         """Store validation and test scores of two runs, and return the folders of the test scores."""
@@ -132,9 +132,9 @@ def test_views_that_cannot_be_are_refused(tmp_path, capsys, views):
 
 
 def margins(*pairs):
-    """Return the scores of two members for N clips and two classes: [2, N, 2]. The label of every clip is class 0.
+    """Return the scores of two members (networks) for N clips and two classes: [2, N, 2]. All clips have the label 0.
 
-    pairs: for each clip, the score of class 0 minus that of class 1, of the first member and of the second member.
+    pairs: for each clip, the score of class 0 minus that of class 1, by the first member and by the second member.
     """
     halved = torch.tensor(pairs, dtype=torch.float64).T / 2
     return torch.stack([0.5 + halved, 0.5 - halved], dim=2)
@@ -190,8 +190,8 @@ def test_fitted_weights_are_as_good_as_a_plain_grid_search(metric):
 
 
 def test_the_grid_and_the_steps_between_its_points():
-    found = set(grid(3, 4))
-    assert found == {w for w in itertools.product((0, 0.25, 0.5, 0.75, 1), repeat=3) if sum(w) == 1}
+    points = set(grid(3, 4))
+    assert points == {w for w in itertools.product((0, 0.25, 0.5, 0.75, 1), repeat=3) if sum(w) == 1}
     assert set(neighbours((1.0, 0.0), 0.25)) == {(0.75, 0.25)}
     assert without((0.5, 0.3, 0.2), 0) == (0, pytest.approx(0.6), pytest.approx(0.4))
     assert without((1.0, 0.0), 0) is None
@@ -235,7 +235,7 @@ def test_weights_fitted_on_half_of_the_clips_and_the_result_on_the_other_half(tm
     assert on_fitted[0] >= max(on_fitted)
     assert report["fused"] == members.at(others).outcome(report["weights"]).measure("top1")
     first, second = report["contributions"]
-    for member, other in ((first, second), (second, first)):  # without a member, the other one is left
+    for member, other in ((first, second), (second, first)):  # without one member, the scores are those of the other
         assert member["gain"] == pytest.approx(report["fused"] - other["alone"])
         assert member["gain_interval"][0] <= member["gain"] <= member["gain_interval"][1]
     assert report["interval"][0] <= report["fused"] <= report["interval"][1]

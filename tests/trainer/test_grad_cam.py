@@ -93,7 +93,7 @@ def test_every_family_has_maps_of_its_own_class_for_each_stream(family):
         assert maps.shape[1:] == shapes[stream]
         assert not maps.requires_grad
         assert 0 <= float(maps.min()) < float(maps.max()) <= 1
-        # There are fewer than 11 different maps, because the maps of classes without any evidence are 0 everywhere.
+        # Not all 11 maps have to differ, because the maps of classes without any evidence are 0 everywhere.
         assert len({tuple(each.flatten().tolist()) for each in maps}) > 3
     assert by_class[0].keys() == set(config.streams)
     assert all(parameter.grad is None for parameter in network.parameters())

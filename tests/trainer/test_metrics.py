@@ -79,7 +79,7 @@ def test_balanced_accuracy_and_calibration_error() -> None:
     assert metrics.calibration_error(score, label) == pytest.approx(error, abs=1e-6)
     sure = torch.eye(3)[[0, 1, 2, 0]]
     assert metrics.calibration_error(sure, torch.tensor([0, 1, 2, 1])) == pytest.approx(0.25)
-    # a right prediction is too unsure by 0.4, and a wrong prediction is too sure by 0.9
+    # the right prediction has the confidence 0.6 instead of 1, the wrong one 0.9 instead of 0
     unsure = torch.tensor([[0.6, 0.4], [0.9, 0.1]])
     assert metrics.calibration_error(unsure, torch.tensor([0, 1])) == pytest.approx(0.65)
 

@@ -46,7 +46,7 @@ def machine(monkeypatch):
         (4, None, ["0", "1", "2", "3"], "1", ["2", "3"]),
         (3, "5,2, 7", ["5", "2", "7"], "2", ["7"]),
         (2, "GPU-8f1c,GPU-97aa", ["GPU-8f1c", "GPU-97aa"], "GPU-97aa", []),
-        # If several parts of a GPU are visible, CUDA shows only the first part to a process.
+        # If several MIG instances are visible, CUDA shows only the first one to a process.
         (1, "MIG-41aa, MIG-8c02,", ["MIG-41aa", "MIG-8c02"], "MIG-8c02", []),
         (1, "3,-1,5", ["3"], "3,-1,5", []),  # one rank would have no GPU, so the run does not start
         (0, "NoDevFiles", [], "NoDevFiles", []),

@@ -165,7 +165,7 @@ def test_a_signal_stops_the_stage_with_a_snapshot(words, environment, tmp_path):
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 0, process.stderr
     assert "stopped: by a signal" in process.stdout
-    assert process.stdout.endswith("rgb: ended before it was done; the same command continues here\n")
+    assert process.stdout.endswith("rgb: ended before it was done; run the same command again to continue\n")
     assert "finished" not in json.loads((tmp_path / "rgb" / "stage.json").read_text())
 
 

@@ -206,7 +206,7 @@ def test_staging_reuses_its_memory_and_copies_any_layout() -> None:
 
 
 def test_steady_tensors_are_copied_beside_the_loop_and_others_before_it_goes_on(tmp_path: Path) -> None:
-    """Steady tensors may change only within `changing_weights`. Other tensors may change once `save` returns."""
+    """Tensors in `steady` may change only within `changing_weights`, and others as soon as `save` has returned."""
     weight, mean, writer = torch.zeros(3_000_000), torch.zeros(1000), Writer(tmp_path)
     for step in range(20):
         weight.fill_(step)
@@ -251,7 +251,7 @@ while True:
 
 
 def test_kill_9_at_any_time_leaves_one_to_load(tmp_path: Path) -> None:
-    """Two runs in one folder are killed. At most two snapshots are lost: one being written, one waiting."""
+    """Two runs in one folder are killed. At most two snapshots are lost: one half written, one waiting."""
     rng, reached = np.random.default_rng(0), 0
     for _ in range(2):
         with Fork(("-c", ENDLESS, tmp_path)) as process:

@@ -5,7 +5,7 @@ from collections import deque
 
 
 class Clock:
-    """Measures the speed of the last 100 steps. A process's first step is left out, as it includes compilation."""
+    """Measures the speed of the last 100 steps, without the first step of a process, which includes compilation."""
 
     def __init__(self) -> None:
         # For each step: its duration in seconds, the seconds that the host waited for data, and the number of clips.

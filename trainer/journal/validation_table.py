@@ -31,10 +31,10 @@ def validation_table(
 ) -> Group:
     """A table of percentages with a row for each stream.
 
-    Beside each score stands its change since the validation `best`. `metrics` and `best` are the scores that
-    metrics.summarize returns; `best` is empty for the first validation. `selects` is the metric that selects the best
-    snapshot, which is printed in bold type. A sum with other weights than 1:1 has a row only if `selects` is one of its
-    metrics. With `with_f1`, a table of the F1 scores follows.
+    Each score is followed by its change since the best validation. `metrics` and `best` are the scores of the current
+    and of the best validation, from metrics.summarize; `best` is empty for the first validation. `selects` is the
+    metric that selects the best snapshot; it is printed in bold type. A sum with other weights than 1:1 has a row only
+    if `selects` is one of its metrics. With `with_f1`, a table of the F1 scores follows.
     """
     rows = {}
     for average in ("", "ema/"):
@@ -58,11 +58,11 @@ def _table(
 ) -> Table:
     """A table of the metrics that `rows` names. A column without any metric is left out."""
     table = Table("", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), title=title, title_justify="left", title_style="bold")
-    used = [place for place in range(len(columns)) if any(names[place] in metrics for names in rows.values())]
-    for place in used:
-        table.add_column(columns[place], justify="right", overflow="fold")
+    used = [column for column in range(len(columns)) if any(names[column] in metrics for names in rows.values())]
+    for column in used:
+        table.add_column(columns[column], justify="right", overflow="fold")
     for row, names in rows.items():
-        table.add_row(row, *(_score(names[place], metrics, best, selects) for place in used))
+        table.add_row(row, *(_score(names[column], metrics, best, selects) for column in used))
     return table
 
 

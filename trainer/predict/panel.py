@@ -24,7 +24,7 @@ def class_colour(label: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What an annotated video says from `begin` to `end`, in seconds: the windows that are scored for this time.
+    """The windows whose classes an annotated video shows from `begin` to `end`, in seconds.
 
     There is one window for all people, or one window for each person.
     """
@@ -87,7 +87,7 @@ def best_of(windows: Sequence[Window], names: Sequence[str]) -> list[tuple[int, 
 
 
 def _other_streams(window: Window, names: Sequence[str]) -> list[tuple[str, str, float]]:
-    """The best class of each stream except the main score: (stream, name, probability)."""
+    """The best class by each score except the main score: (stream, name, probability)."""
     streams = list(window.probability.items())[1:]
     return [(stream, *top(score, names, 1)[0][1:]) for stream, score in streams]
 

@@ -38,7 +38,7 @@ def follow(place: Place, more: Sequence[str], say: Callable[[str], None]) -> int
         say(f"{head}: {shlex.join(['python', *words])}")
         code, stopped = run_program(words)
         if stopped or code or (isinstance(stage, Train) and read_run(place.of(stage.name)).state() == "stopped"):
-            say(f"{head}: ended before it was done; the same command continues here")
+            say(f"{head}: ended before it was done; run the same command again to continue")
             return code
         place.note(stage, done=True)
     return None

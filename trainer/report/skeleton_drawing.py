@@ -62,10 +62,10 @@ def draw_skeletons(picture: Image.Image, joints: np.ndarray, skeleton: Skeleton,
 def draw_legend(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], size: int, entries: Sequence[tuple[str, str]] = LEGEND
 ) -> None:
-    """Draw one line that explains colours.
+    """Draw a legend of colours in one line.
 
-    Each entry (text, colour) is drawn as a dark box with a stroke of the colour, and the text. place: the left upper
-    corner. size: the size of the type in pixels.
+    Each entry (text, colour) is drawn as a dark box with a stroke of the colour, followed by the text. place: (x, y) of
+    the upper left corner. size: height of the text in pixels.
     """
     (x, y), face = place, ImageFont.truetype(str(fonts()[0]), size)
     for text, colour in entries:

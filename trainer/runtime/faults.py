@@ -25,7 +25,7 @@ CUDNN = re.compile(r"CUDNN_STATUS_|cuDNN (Frontend )?error", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU's memory did not suffice."""
+    """Whether an operation needed more memory than the GPU had left."""
     return isinstance(error, torch.OutOfMemoryError) or bool(MEMORY.search(str(error)))
 
 
@@ -36,14 +36,14 @@ def is_from_cudnn(error: BaseException) -> bool:
 
 
 def is_from_compiler(error: BaseException) -> bool:
-    """Whether torch.compile failed to compile. The network has then computed nothing yet."""
+    """Whether torch.compile failed. In that case the network has not computed anything yet."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def exceeds_memory(error: BaseException) -> bool:
-    """Whether too little memory made a step fail. cuDNN must have computed a step of the same network before.
+    """Whether a step failed for lack of memory. An earlier step of the same network must have succeeded.
 
-    After such a step, cuDNN's message that it has no plan for a convolution also means too little memory.
+    After a successful step, cuDNN's message that it has no plan for a convolution also means too little memory.
     """
     return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
 

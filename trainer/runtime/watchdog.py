@@ -23,8 +23,8 @@ class Watchdog:
     sends SIGUSR2 to every process of the run on this machine. Each of them then appends its stacks to
     <work_dir>/stalled_rank<R>.txt. SIGCONT follows, so that suspended processes write their stacks too.
 
-    If this process itself was suspended (Ctrl-Z, SIGSTOP by a scheduler), the watchdog did not wake up in time either.
-    The time that it missed does not count.
+    While this process is suspended (Ctrl-Z, SIGSTOP by a scheduler), the watchdog is suspended too. This time does not
+    count.
     """
 
     def __init__(self, work_dir: Path, ranks: Ranks, patience: float) -> None:

@@ -27,7 +27,7 @@ from trainer.scores.views import Views
 from trainer.stored import from_json, to_settings
 
 SCORES = "scores.npz"
-FUSION = "fusion.json"  # what `fuse` writes beside its scores: weights, gains and intervals
+FUSION = "fusion.json"  # file that `fuse` writes beside its scores: weights, gains, intervals
 MOST_CLASSES = 4096  # a confusion matrix of this many classes takes 128 MB
 COARSE = "_coarse"
 
@@ -81,14 +81,14 @@ class StoredScores:
         return replace(self, names=[self.names[row] for row in rows.tolist()], scores=selected)
 
 
-def scores_in(place: Path) -> Path:
-    """The path of the scores that `place` names.
+def scores_in(path: Path) -> Path:
+    """The path of a file of scores.
 
-    `place` is a file of scores, a folder with results of `eval` or `fuse`, or a run's folder.
+    path: this file itself, a folder with results of `eval` or `fuse`, or a run's folder.
     """
-    if not place.is_dir():
-        return place
-    return place / SCORES if (place / SCORES).exists() else place / "eval" / SCORES
+    if not path.is_dir():
+        return path
+    return path / SCORES if (path / SCORES).exists() else path / "eval" / SCORES
 
 
 def read_scores(path: Path) -> StoredScores:
@@ -109,7 +109,7 @@ def read_scores(path: Path) -> StoredScores:
         raise UserError(
             f"{path} is damaged or incomplete ({error}): write it again with python -m trainer eval"
         ) from None
-    # TypeError and AttributeError come from an .npy file, which has a single array
+    # an .npy file, which has a single array, raises TypeError or AttributeError
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
             f"{path} does not contain matching names and scores of clips: name the scores.npz that eval or fuse wrote"

@@ -1,7 +1,7 @@
-"""NTU RGB+D's own .skeleton files: 25 joints of the Kinect, with their places in the colour image.
+"""NTU RGB+D's own .skeleton files: 25 joints of the Kinect, with their positions in the colour image.
 
 Source: docs/sources.md, "Formats of poses". The score of a joint is 1 if the Kinect tracked it, 0.5 if it inferred the
-place, and 0 if it did not see the joint.
+position, and 0 if it did not see the joint.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ SCORES = {0: 0.0, 1: 0.5, 2: 1.0}
 
 
 def read(text: str) -> Recording | None:
-    """The poses in the text of a .skeleton file, or None for another format. Raises UserError if it is cut off."""
+    """The poses in the text of a .skeleton file, or None for another format. Raises UserError if the text is cut."""
     words = iter(text.split())
     recording = Recording("NTU .skeleton, colour coordinates", "ntu25", complete=True, size=SIZE)
     try:
@@ -35,7 +35,7 @@ def read(text: str) -> Recording | None:
                 joints[~np.isfinite(joints).all(axis=1)] = 0
                 recording.add(frame, joints, None, body[0])
     except StopIteration:
-        raise UserError("the file ends within a frame; get it again") from None
+        raise UserError("the file ends in the middle of a frame; download it again") from None
     except ValueError:
         return None
     return recording

@@ -133,7 +133,7 @@ def far_from_zero(function, dtype) -> list[str]:
 def small_strips(monkeypatch):
     """Make strips one or two lanes wide, so that an image has several strips across and several strips down.
 
-    A program then processes several images.
+    Each Triton program then processes several images.
     """
     for name, value in SMALL_STRIPS.items():
         monkeypatch.setattr(fused, name, value)
