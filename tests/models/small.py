@@ -29,12 +29,13 @@ SMALL_EPAM = EpamConfig(
 )
 """Both streams divide the image by eight."""
 
+# With fewer than 8 channels, the AVX2 code of oneDNN writes beyond the gradients of strided 1x1 convolutions.
 SMALL_PATHS = {
     "rgb": ResNetPathConfig(
         base_channels=8, blocks=(1, 2, 1, 1), inflate=(False, False, True, True), strides=(1, 2, 2, 2), stem_stride=2
     ),
     "pose": ResNetPathConfig(
-        base_channels=4, blocks=(2, 1, 1), inflate=(False, True, True), strides=(2, 2, 2), stem_stride=1
+        base_channels=8, blocks=(2, 1, 1), inflate=(False, True, True), strides=(2, 2, 2), stem_stride=1
     ),
 }
 SMALL_RGBPOSE = RGBPoseConfig(

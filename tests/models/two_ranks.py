@@ -22,7 +22,7 @@ CONFIG = replace(SMALL_PCAN, dropout=0.0)
 
 def network() -> nn.Module:
     """Return a network with seeded weights, frozen batch norms and no dropout."""
-    torch.manual_seed(0)
+    torch.manual_seed(10)
     model = stir(build_model(CONFIG)).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

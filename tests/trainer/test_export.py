@@ -119,7 +119,7 @@ def test_pt2(tiny_demo, checkpoint, tmp_path, capsys):
 
 # A network of one stream is traced five times as fast as a network of two streams.
 POSE = (
-    *("model.path.base_channels=4", "model.path.blocks=(2,)", "model.path.inflate=(true,)", "model.path.strides=(2,)"),
+    *("model.path.base_channels=8", "model.path.blocks=(2,)", "model.path.inflate=(true,)", "model.path.strides=(2,)"),
     *("model.path.stem_stride=1", "clip.pose_frames=16", "clip.heatmap_size=16", "clip.heatmap_size_val=20"),
 )
 
@@ -188,7 +188,7 @@ def small(name: str) -> Experiment:
     return replace(experiment, clip=clip, model=model)
 
 
-SHORT_PATH = ResNetPathConfig(base_channels=4, blocks=(2,), inflate=(True,), strides=(2,), stem_stride=1)
+SHORT_PATH = ResNetPathConfig(base_channels=8, blocks=(2,), inflate=(True,), strides=(2,), stem_stride=1)
 
 
 @pytest.mark.parametrize("name", a_share(NAMES, slow=("ntu60_epam", "ma52"), every=1))

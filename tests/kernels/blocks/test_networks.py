@@ -19,7 +19,7 @@ from tests.kernels.interpreted import KERNELS
 
 ROOT = Path(__file__).resolve().parents[3]
 STREAM = X3DStreamConfig(widths=(8, 16), blocks=(2, 1), stem_stride=1, shift_divisor=4)
-PATH = ResNetPathConfig(base_channels=4, blocks=(3, 2), inflate=(False, True), strides=(2, 1), stem_stride=1)
+PATH = ResNetPathConfig(base_channels=8, blocks=(3, 2), inflate=(False, True), strides=(2, 1), stem_stride=1)
 FRAMES = 3
 NETWORKS = {
     "X3D": (lambda: X3DTemporalShift(STREAM, 5), 5),
