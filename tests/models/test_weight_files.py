@@ -96,7 +96,7 @@ SENTENCES = {
     "unknown head": "1 unknown: neck.weight",
     "missing key": "1 missing: backbone.layer2.0.conv2.bn.bias",
     "no stage": "layer1 or a later stage is missing",
-    "shape": r"1 of another shape: backbone.layer1.1.conv2.bn.weight \(7,\), not \(4,\)",
+    "shape": r"1 of another shape: backbone.layer1.1.conv2.bn.weight \(7,\), not \(8,\)",
     "volume": "spans both time and space",
 }
 
