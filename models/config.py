@@ -191,7 +191,7 @@ class RGBPoseConfig(TwoStreamConfig):
     interaction: bool = False
     """Whether the network has PCAN's FeatureInteraction at both fusion points."""
     drop_path: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-    """Probability that a training batch drops the laterals into the RGB path, and the same for the pose path."""
+    """Probabilities that a training batch drops the laterals into the RGB path and into the pose path."""
     rgb: ResNetPathConfig = RESNET_RGB
     """The RGB path."""
     pose: ResNetPathConfig = RESNET_POSE
@@ -206,7 +206,7 @@ class SingleStreamConfig(HeadConfig):
     """
 
     stream: Stream
-    """What the network sees: frames or heatmaps."""
+    """The input of the network: frames (rgb) or heatmaps (pose)."""
     num_classes: int = FROM_DATA
     """Number of classes. An experiment copies this number from data.num_classes."""
     coarse_weight: Weight = 0.0

@@ -25,7 +25,7 @@ class ClassifierLosses(nn.Module):
         self.register_buffer("log_prior", None, persistent=False)
 
     def forward(self, name: str, logits: Tensor, label: Tensor, weight: float) -> dict[str, Tensor]:
-        """The losses of logits [N, K] for labels [N], multiplied by `weight`: loss_NAME and perhaps loss_f1_NAME.
+        """The losses of logits [N, K] for labels [N], times `weight`: loss_NAME and, with f1_weight, loss_f1_NAME.
 
         name: name of the classifier. If it ends in _coarse, `log_prior` is not added, because it is for fine classes.
         """

@@ -27,7 +27,7 @@ class DemoConfig:
     """Settings of the demo's data set. The data depend only on these settings and on GENERATOR in make.py."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
-    """Seed of everything in the videos that is drawn at random."""
+    """Seed of all random choices in the videos and skeletons."""
     num_train: Count = 720
     """Number of training clips."""
     num_val: Count = 240
@@ -35,7 +35,7 @@ class DemoConfig:
     size: Annotated[tuple[int, int], Range(16, 8192)] = (320, 240)
     """Width and height of the videos in pixels, both even."""
     num_frames: Annotated[tuple[int, int], Range(1, MANY)] = (20, 45)
-    """Frames of the shortest and of the longest clip."""
+    """Smallest and largest number of frames that a clip can have."""
     rate: Annotated[int, Range(1, 240)] = 15
     """Frames per second of the videos."""
     crf: Annotated[int, Range(0, 51)] = 23

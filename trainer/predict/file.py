@@ -83,7 +83,7 @@ class FilePredictor:
         return prediction
 
     def _rows(self, windows: Windows, joints: np.ndarray, video: Path) -> list[Row]:
-        """The rows to score, in the order of the windows. Raises UserError if nobody is visible."""
+        """The rows to score, in the order of the windows. Raises UserError if no person can get a label."""
         if not self.per_person:
             return [Row(start, end) for start, end in windows]
         visible = np.any(joints[..., 2] > 0, axis=-1)  # [M, T]
