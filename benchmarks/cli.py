@@ -15,10 +15,11 @@ from benchmarks.records import RECORDS, compare_records
 from benchmarks.table import ENGLISH, language_of, renew_table, results_table
 from kernels.driver import why_no_gpu
 from kernels.program import UserError
-from trainer.runtime.ranks import sees_gpu
+from trainer.runtime.ranks import device_of, sees_gpu
 from trainer.settings import Choice, experiment_of
 
 Device = Literal["cuda", "cpu"]
+AnyDevice = Literal["auto", "cuda", "cpu"]
 
 
 def main() -> int:
@@ -69,7 +70,7 @@ def gpu(
 def headspace(
     exp: str,
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    device: Device | None = None,
+    device: AnyDevice = "auto",
     toy: bool = False,
     records: Path | None = None,
 ) -> int:
@@ -80,19 +81,18 @@ def headspace(
     Args:
         exp: name of an experiment, or FILE.py:NAME.
         set: change one setting of the experiment, as in --set optim.batch_size=4.
-        device: where to measure. The default is the GPU, or the CPU if there is none.
+        device: where to measure; auto is the GPU, or the CPU on a machine without a driver and a card.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
-    device = device or ("cuda" if sees_gpu() else "cpu")
-    _need(device, "add --device cpu")
+    place = device_of(device)
     choice = Choice(exp=exp, set=set)
     data = experiment_of(choice).data
     own = data.demo is None and not toy and Path(data.annotations).exists()
     if not own:
         reason = "" if toy or data.demo else f", because {data.annotations} does not exist"
         print(f"clips of the demo are made for this benchmark{reason}")
-    return _run([suite.headspace_of(choice, own)], device, toy, records)
+    return _run([suite.headspace_of(choice, own)], place, toy, records)
 
 
 def data(

@@ -16,6 +16,7 @@ def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsy
     assert done.returncode == 0, done.stdout + done.stderr
     blocks = re.findall(r"^```python\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
+    assert "torch.cuda.is_available" not in page  # where torch sees no card, this would take the CPU without a word
     assert all(len(block.splitlines()) <= 30 for block in blocks)
     monkeypatch.chdir(tmp_path)
     names: dict = {}

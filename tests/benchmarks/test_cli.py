@@ -80,6 +80,8 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch, tmp_path):
         patches.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         with pytest.raises(UserError, match=r"this machine has NVIDIA driver 535\.161\.08"):
             gpu()
+        with pytest.raises(UserError, match=r"--device auto: this machine has NVIDIA driver 535\.161\.08"):
+            headspace(exp="demo")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="sees no CUDA device: run on a GPU machine, or try --device cpu --toy"):
         gpu()
@@ -87,7 +89,7 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch, tmp_path):
         snapshot(device="cuda")
     with pytest.raises(UserError, match="run on a GPU machine, or add --device cpu"):
         step()
-    with pytest.raises(UserError, match="run on a GPU machine, or add --device cpu"):
+    with pytest.raises(UserError, match="--device cuda: torch sees no GPU here; use --device cpu"):
         headspace(exp="demo", device="cuda")
     with pytest.raises(UserError, match="would take hours on a CPU: add --toy"):
         gpu(device="cpu")

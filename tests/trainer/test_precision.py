@@ -141,8 +141,9 @@ def test_commands_for_one_card_look_at_the_first(plug_in, capsys):
     assert run_command(["view", "--exp", "ntu60"]) == 2
     assert "has no code" not in capsys.readouterr().err
     plug_in(V100, A100)
-    assert run_command(["view", "--exp", "ntu60"]) == 2
-    assert "has no code for Tesla V100" in capsys.readouterr().err
+    for words in (["view", "--exp", "ntu60"], ["report", "run"]):
+        assert run_command(words) == 2
+        assert "has no code for Tesla V100" in capsys.readouterr().err
 
 
 def test_the_doctor_says_the_same(plug_in, monkeypatch):

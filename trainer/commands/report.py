@@ -10,6 +10,7 @@ from kernels.names import printable
 from kernels.program import UserError
 from trainer.report.page.make import PAGE, write_page
 from trainer.report.page.reading import read_shown
+from trainer.runtime.cards import check_cards
 from trainer.runtime.ranks import device_of
 
 
@@ -35,6 +36,7 @@ def report(options: ReportOptions) -> int:
     if not options.runs:
         raise UserError("report needs a run: write, for example, python -m trainer report work_dirs/ntu60")
     out, device = options.out or Path(PAGE), device_of(options.device)
+    check_cards("auto", device, 1)
     if options.out is None and len(options.runs) == 1:
         out = options.runs[0] / PAGE
     shown = [read_shown(folder, device, not options.no_frames) for folder in options.runs]

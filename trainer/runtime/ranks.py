@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -113,7 +113,7 @@ def started_by_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def device_of(choice: str) -> str:
+def device_of(choice: str) -> Literal["cuda", "cpu"]:
     """The device, cpu or cuda, for the value of --device.
 
     auto means the GPU, except on a machine that has neither an NVIDIA driver nor a card, or if CUDA_VISIBLE_DEVICES
