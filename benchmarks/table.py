@@ -51,7 +51,7 @@ ROWS = (
                 f"headspace_{name}",
                 "headspace.share",
                 (
-                    f"training `{name}`: this speed as a share of the speed without reading",
+                    f"training `{name}`: the speed with reading as a share of the speed without",
                     f"训练 `{name}`：上面的速度占不读取数据时速度的比例",
                 ),
                 SHARE,

@@ -104,7 +104,7 @@ def why_no_gpu(torch: str, cuda: str | None) -> tuple[str, str] | None:
     if driver is None:
         cards = sorted(Path("/dev").glob("nvidia[0-9]*"))
         way_out = "start the container with its GPUs (docker run --gpus all, apptainer --nv), or install the driver"
-        return (f"there is a card ({cards[0]}), but neither nvidia-smi nor libcuda.so.1", way_out) if cards else None
+        return (f"there is a card ({cards[0]}), but no working nvidia-smi or libcuda.so.1", way_out) if cards else None
     built = f"torch {torch} is built for {'the CPU' if cuda is None else f'CUDA {cuda}'}"
     wheels = newest_wheels(driver)
     if wheels is None:
@@ -142,7 +142,7 @@ def choose_wheels(asked: str, installed: str, driver: Driver | None) -> tuple[st
     here = "there is no NVIDIA driver here" if driver is None else f"this machine has {driver}"
     if asked:
         too_new = asked == "cu13" and driver is not None and newest != "cu13"
-        need = f", but they need {DRIVER_FOR_CUDA_13} or newer, or NVIDIA's cuda-compat" if too_new else ""
+        need = f", but the wheels need driver {DRIVER_FOR_CUDA_13} or newer, or NVIDIA's cuda-compat" if too_new else ""
         return asked, f"as asked for; {here}{need}"
     if driver is None:
         if installed:

@@ -28,8 +28,8 @@ class DataConfig:
     class_names: tuple[str, ...] = ()
     """The name of each fine class. Empty: the classes are numbered."""
     classes_from_file: bool = False
-    """Whether num_classes, coarse_map, split and the skeleton are those of the annotation file. The values of these
-    settings count only until the file is read, unless you set them.
+    """Whether num_classes, coarse_map, split and the skeleton are read from the annotation file, except for those that
+    you set.
     """
     val_annotations: str | None = None
     """Annotation file of the validation clips, for data with one file per split. None: data.annotations has them."""
@@ -42,7 +42,7 @@ class DataConfig:
     val_split: str | None = None
     """Name of the validation split, if data.split does not name it. None: the validation split of data.split."""
     max_absent: Share = 0.5
-    """Largest share of a split's clips that may be missing in the annotation file. If more are missing, a run stops."""
+    """Largest share of a split's clips that the annotation file may lack. If more are missing, a run stops."""
     follow_links: bool = False
     """Whether links that lead out of the folder of the videos are followed. Only for a folder that you trust."""
     packs: str = "data/packs"
@@ -50,8 +50,8 @@ class DataConfig:
     cache: str = "data/cache"
     """Folder of the tables that are made from annotation files."""
     rotation: Rotation = "shown"
-    """Whether joints are in pixels of frames as players show them (rotated) or as files store them. It is used only if
-    img_shape fits both.
+    """Whether joints are in pixels of frames as players show them (rotated) or as files store them. This setting is
+    used only if img_shape fits both.
     """
     source: Literal["packs", "video"] = "packs"
     """Where frames come from. video: there are no packs, and a GPU decodes the videos at every step."""
@@ -114,8 +114,8 @@ class ClipConfig:
     crop: bool = True
     """Whether training crops the box around the people at random. false: it uses the whole box."""
     fade_background: Share = 0.0
-    """How much grey is mixed into the RGB frames away from the skeletons, in training and in use. 1: only the people,
-    and what is near them, can be seen.
+    """How much grey is mixed into RGB pixels that are not near a skeleton, in training and when the network is used.
+    1: only the people, and what is near them, can be seen.
     """
     color_jitter: Share = 0.0
     """How far training changes brightness, contrast and saturation of a clip at random. 0.4: by factors of 0.6 to 1.4.
@@ -129,7 +129,9 @@ class ClipConfig:
     aligned: bool = False
     """Whether the RGB frames are every n-th pose frame. false: each stream draws its own frames."""
     box_pixels: Pixels = 256
-    """Packs scale frames down so that the smallest box of a sample of 32 pose frames has this many pixels a side."""
+    """Packs scale frames down as long as the box around the people in every sample of 32 pose frames keeps this many
+    pixels a side.
+    """
     quality: Annotated[int, Range(2, 31)] = 3
     """JPEG quality of the frames in packs: 2 is best, 31 worst."""
 

@@ -36,7 +36,7 @@ class FrameDecoder:
     """Decodes and resizes `num_images` packets per step, working up to `prefetch` steps ahead of `next`.
 
     `source(step)` returns the input of step number `step`, from 0, and raises StopIteration after the last step. `next`
-    calls `source` in the thread of its caller, for a step up to `prefetch` steps ahead of the one that it returns.
+    calls `source` in the thread of its caller, up to `prefetch` steps before it returns the frames of that step.
 
     If the JPEG engine fails in a step, the CPU decodes this step and all later steps (`Backends.decode_on_cpu`).
     """

@@ -134,7 +134,7 @@ def go_on_with_other_clips(run: Run, epoch_clips: int) -> None:
         run.journal.say(
             f"{finished} of {epoch_clips} clips of epoch {cursor.epoch + 1} were finished: the epoch continues after "
             f"{cursor.clips} of {cursor.epoch_clips}, the same share, so the learning rate goes on from where it was; "
-            "some clips may come twice in this epoch, and others not at all"
+            "some clips may be read twice in this epoch, and others not at all"
         )
 
 

@@ -40,7 +40,7 @@ class Choice:
     coarse_map: Annotated[str | None, tyro.conf.arg(metavar="MAP")] = None
     """Coarse classes: the name of a map, such as semantic8, or a text file with one number for each fine class."""
     ranks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Processes to start here. Default: one for each GPU, as long as each gets 8 clips; one on a CPU."""
+    """Processes on this machine. Default: one per GPU, or fewer if a GPU would get under 8 clips; one on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPUs, or the CPU if there is no driver and no card."""
 
@@ -91,7 +91,10 @@ def experiment_named(options: Choice) -> Experiment:
 
 @functools.cache
 def own_experiment(choice: str) -> Experiment:
-    """The user's own experiment. `choice` has the form FILE.py:NAME. Runs the file. Raises UserError."""
+    """Run the user's file, and return the experiment in it. `choice` has the form FILE.py:NAME.
+
+    Raises UserError if the file fails, has no such experiment, or gives it the name of another experiment.
+    """
     file, colon, name = choice.rpartition(":")
     if not colon or not name:
         raise UserError(f"--exp {choice} names no experiment in the file: write it as --exp my_experiments.py:MINE")
@@ -129,7 +132,7 @@ def shipped_experiment(name: str) -> Experiment:
 
 
 def changed(experiment: Experiment, options: Choice) -> Experiment:
-    """The experiment with every --set and --coarse-map applied. Raises UserError."""
+    """The experiment with every --set and --coarse-map applied. Raises UserError for a setting that cannot be used."""
     changes = parse_assignments(experiment, options.set)
     if options.coarse_map:
         num_classes = changes.get("data.num_classes", experiment.data.num_classes)
@@ -147,10 +150,10 @@ def changed(experiment: Experiment, options: Choice) -> Experiment:
 
 
 def with_classes_of_file(experiment: Experiment, settings: AbstractSet[str]) -> Experiment:
-    """The experiment with the values of its annotation file.
+    """The experiment with the classes, the split and the skeleton of its annotation file.
 
-    Values that the user has set, whose names are in `settings`, do not change. If there is no annotation file yet,
-    nothing changes. Raises AnnotationError if the file cannot be used.
+    What the user has set does not change; `settings` has the names. If there is no annotation file yet, nothing
+    changes. Raises AnnotationError if the file cannot be used.
     """
     # Imported here, because only this function reads annotations.
     from pipelines.annotations.table import open_table
@@ -215,8 +218,8 @@ def parse_assignments(experiment: Experiment, assignments: Sequence[str]) -> dic
 def field_at(experiment: Experiment, key: str, assignment: str, changes: dict[str, Any]) -> tuple[type, Any]:
     """The dataclass that has the field `key`, such as optim.lr, and the type of the field.
 
-    Raises UserError if there is no such field, or if it belongs to a part that is None in the experiment and not set
-    in `changes`.
+    Raises UserError if there is no such field, or if it belongs to a part, such as model.pcan, that is None in
+    the experiment and not set in `changes`.
     """
     config: Any = experiment
     path = key.split(".")
@@ -309,7 +312,7 @@ def parse_value(text: str, hint: Any) -> Any:
 
 
 def match_type(value: Any, text: str, kind: Any) -> tuple[bool, Any]:
-    """A pair: whether `value`, or the `text` from which it was parsed, fits the type `kind`; and the converted value.
+    """Return whether `value`, which was parsed from `text`, fits the type `kind`, and the converted value.
 
     `kind` must not be a union.
     """

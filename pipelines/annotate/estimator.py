@@ -136,9 +136,9 @@ class PoseEstimator:
 def interpolated(joints: np.ndarray, every: int, total: int) -> np.ndarray:
     """The joints [M, `total`, V, 3] of all frames, from those of the frames 0, `every`, 2 * `every`, ...
 
-    The joints move in a straight line from one estimated frame to the next. If only one of these two estimated frames
-    shows the person, the frames up to the middle between them get its joints; in the other half the person is missing.
-    Frames after the last estimated frame get its joints.
+    Joints are interpolated linearly between two estimated frames. If a person is missing in one of the two, the half
+    of the frames next to it lacks the person, too, and the other half gets the joints of the frame that shows the
+    person. Frames after the last estimated frame get the joints of that frame.
     """
     if every == 1:
         return joints

@@ -11,11 +11,11 @@ from kernels.whole_files import matches_seal
 
 
 class StoredJoints:
-    """A sealed .npy file with an array [rows, V, 3], of which slices of rows can be read, from several threads.
+    """A .npy file with an array [rows, V, 3]. Several threads can read slices of its rows.
 
-    The file is read and not memory-mapped, because a process that has mapped a file is killed if another process cuts
-    the file. Each process checks the seal once, which takes about half a second for each GB that the operating system
-    has cached.
+    The file ends with a seal, which contains its checksum (kernels/whole_files.py). Each process checks the seal once,
+    which takes about half a second for each GB that the operating system has cached. The file is not memory-mapped,
+    because a process that has mapped a file is killed if another process truncates the file.
 
     Raises OSError if the file cannot be opened, and ValueError if it is damaged.
     """
@@ -34,15 +34,15 @@ class StoredJoints:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows: [n, V, 3]. Raises UserError if the file has been cut since it was opened."""
+        """Read rows: [n, V, 3]. Raises UserError if the file has been truncated since it was opened."""
         first, end, step = rows.indices(len(self))
         row_bytes = self.dtype.itemsize * self.shape[1] * self.shape[2]
         size = max(0, end - first) * row_bytes
         content = os.pread(self._file.fileno(), size, self._start + first * row_bytes)
         if len(content) < size:
             raise UserError(
-                f"{self.path} was cut by another program while it was in use; start again, and the file is made again "
-                "from the annotation file"
+                f"{self.path} was truncated by another program while it was in use; start again, and the file is "
+                "made again from the annotation file"
             )
         return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])[::step]
 
@@ -51,7 +51,7 @@ class StoredJoints:
 def _is_whole(path: Path, *_: int) -> bool:
     """Whether the file matches its seal.
 
-    The other arguments identify the content, so that the same content is not checked twice.
+    The arguments after `path` are only keys of the cache: a file is checked again after it was changed or replaced.
     """
     with open(path, "rb") as file:
         return matches_seal(file.fileno())

@@ -54,7 +54,7 @@ class Task:
 class Run:
     """A run that makes the clips in `todo`, and adds the results to `todo`.
 
-    lines: the lines that the run has added, by clip.
+    lines: the manifest lines that the run has added, by the identity of the clip.
     """
 
     def __init__(self, task: Task, todo: Survey):

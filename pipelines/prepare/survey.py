@@ -44,7 +44,7 @@ class Survey:
     bad: names of clips that cannot be made, with the reason.
     videos: the video of each row, or a MissingVideo; None if the folder of the videos does not exist.
     joints: the digest of each row's joints.
-    packed: the joints of all clips that the pack has with the wanted settings.
+    packed: the digests of the joints of all clips that the pack has with the wanted settings.
     columns: what the pack recorded of its clips (COLUMNS in packs/format.py).
     """
 
@@ -83,7 +83,7 @@ class Record(NamedTuple):
     rotation: str
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Whether a file with this stamp had the content from which the clip was made."""
+        """Whether the clip was made from a file with this stamp, or from a file with the same content."""
         return list(stamp) in self.stamps or [stamp.bytes, stamp.time, 0] in self.stamps
 
 
@@ -200,7 +200,9 @@ def _match_records(
     settings: PackSettings,
     console: Console,
 ) -> dict[int, Record]:
-    """Find the record of each row's clip, one by one. For a row without a record, `result` gets the reason.
+    """Find the record of each row's clip, one by one.
+
+    For a row without a record, `result` gets the reason why its clip has to be made or cannot be made.
 
     records: those that have the joints of one of the rows. packed_names: the names in all records.
     """

@@ -38,7 +38,7 @@ def verify(
     cache: Path = Path("data/cache"),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Collect all facts about a data set. `usable` is the result of the check, and `verdict` explains it.
+    """Return all facts about a data set. `usable` says whether training can use the data, and `verdict` explains why.
 
     videos: folder of the videos, or None to check the annotations alone, which is enough for a network that reads only
         skeletons.
@@ -205,8 +205,9 @@ def _rotation_lines(turns: dict[str, int]) -> list[tuple[str, str]]:
     text = {
         "shown": "annotated as they are shown",
         "stored": "annotated as they are stored",
-        "assumed shown": "taken as they are shown, because img_shape does not decide (or set data.rotation=stored)",
-        "assumed stored": "taken as they are stored, because img_shape does not decide",
+        "assumed shown": "assumed to be annotated as they are shown, because img_shape does not decide "
+        "(if that is wrong, set data.rotation=stored)",
+        "assumed stored": "assumed to be annotated as they are stored, because img_shape does not decide",
     }
     counts = ", ".join(f"{turns[key]} {meaning}" for key, meaning in text.items() if key in turns)
     return [("videos that players turn or mirror", f"{sum(turns.values())}: {counts}")]

@@ -71,9 +71,9 @@ def window_table(
 class WindowFrames:
     """Reads the frames of a `window_table`.
 
-    Each batch is one row, and the rows come in the order in which their windows end.
+    Each batch contains one row, and the batches are in the order in which their windows end.
 
-    frames: the decoded frames of the video, turned as the annotation asks. windows: the window of each row.
+    frames: the decoded frames of the video, turned like the annotated image. windows: the window of each row.
     settings: the settings of a pack. Frames are cropped and compressed as in such a pack.
     each: a function that is called with every decoded frame of the video.
     """

@@ -138,7 +138,7 @@ def test_the_user_overrides_the_driver_and_switches(tmp_path, checkout, wheels):
     install(checkout, "cu12", ".installed-cu12")
     line, commands = which(checkout, {**environment, "CUDA": "/opt/cuda"}, f"CUDA={wheels}")
     assert "as asked for; this machine has NVIDIA driver 550.54.15 (CUDA 12.4)" in line
-    assert ("they need 580 or newer, or NVIDIA's cuda-compat" in line) == (wheels == "cu13")
+    assert ("the wheels need driver 580 or newer, or NVIDIA's cuda-compat" in line) == (wheels == "cu13")
     assert tuple(commands[-2:]) == COMMANDS[wheels]
     assert len(commands) == (2 if wheels == "cu12" else 3)
     _, commands = which(checkout, environment, f"CUDA={wheels}", "TORCH_INDEX=https://mirror/torch")

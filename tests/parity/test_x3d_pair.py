@@ -107,7 +107,7 @@ def test_gradients_equal_the_published_in_float64(cases, stream_net, stream, los
 
 
 def test_loss_and_gradient_norm_of_the_pose_stream_equal_the_published(facts, stream_net):
-    """Compares the loss and the total gradient norm. The test needs no file with the norm of each parameter."""
+    """Compares the loss and the norm of all gradients together, both of which are in x3dts_info.json."""
     about = facts("x3dts_info.json")["pose"]
     name, (_, *shape) = about["input"]
     net = stream_net("pose").double().train()

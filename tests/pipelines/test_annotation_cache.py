@@ -125,6 +125,6 @@ def test_a_table_that_is_cut_while_it_is_in_use_ends_in_a_sentence(tmp_path):
     (path,) = tmp_path.rglob("joints.npy")
     os.truncate(path, 4096)
     assert len(table.joints[0:10]) == 10
-    with pytest.raises(UserError, match=rf"{path} was cut by another program while it was in use; start again"):
+    with pytest.raises(UserError, match=rf"{path} was truncated by another program while it was in use; start again"):
         table.clip_joints(1)
     assert table_of(tmp_path, [clip("a", frames=300), clip("b", frames=300)]).clip_joints(1).shape == (1, 300, 17, 3)

@@ -149,7 +149,7 @@ def test_the_epoch_goes_on_at_the_same_share_if_the_user_accepts_it(begun, tmp_p
     records = [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
     places = [(record["epoch"], record["clips"], record["epoch_clips"]) for record in records]
     assert places == [(1, 8, 39), (1, 16, 39), (1, 16, 20), (1, 20, 20), (2, 8, 20)]
-    assert "may come twice" in log
+    assert "may be read twice" in log
     assert records[2]["lr"] == pytest.approx(records[1]["lr"], rel=0.2)
     # the newest snapshot was made after the clips changed, so this resume is not refused
     assert resume(begun, tmp_path, halve, "--max-steps", "5")[0] == 0
@@ -182,7 +182,7 @@ def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
         log = (run / "train.log").read_text()
         assert f"{line}and joints {end}" in log
         assert f"{line.replace('training', 'validation')}and joints are the same\n" in log
-        assert "may come twice" not in log
+        assert "may be read twice" not in log
         shutil.rmtree(run)
 
 

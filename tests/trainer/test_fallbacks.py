@@ -269,7 +269,7 @@ def test_cudnn_has_no_plan_in_benchmark_mode(build, tmp_path):
 
 
 def test_the_plainest_way_raises_its_own_error(build, monkeypatch):
-    """Errors that would also occur in a slower way are raised unchanged.
+    """Errors that a slower way to compute cannot avoid are raised unchanged.
 
     Examples are bugs, mistakes of the user, and too little memory.
     """

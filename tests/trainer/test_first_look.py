@@ -57,7 +57,7 @@ def test_a_compiled_step_that_agrees(build_pose, tmp_path, monkeypatch):
     compile_by(monkeypatch)
     run = trained(build_pose, "compile=True")
     (line,) = lines(tmp_path, "first look")
-    assert "gradients of the compiled step are within 0 % of a direct step's" in line
+    assert "gradients of the compiled step are within 0 % of an uncompiled step's" in line
     assert [line.partition(" - INFO - ")[2]] == decisions_of(tmp_path / "journal" / "train.log")
     assert run[0].forward.way is Way.COMPILED
     decisions = {"network": "compiled", "cudnn_benchmark": False}
@@ -72,7 +72,7 @@ def test_a_compiled_step_that_is_wrong(build_pose, tmp_path, monkeypatch):
     compile_by(monkeypatch, bw_compiler=wrong_by(0.02))
     run = trained(build_pose, "compile=True")
     (line,) = lines(tmp_path, "torch.compile")
-    assert "its gradients differ by 2 % from those of a direct step" in line
+    assert "its gradients differ by 2 % from those of an uncompiled step" in line
     assert json.loads((tmp_path / "journal" / FILE).read_text())["network"] == "direct"
     assert_same(run, undisturbed)
 

@@ -165,7 +165,7 @@ def test_two_runs_beside_each_other(page, trained, tmp_path):
     (second / "experiment.json").write_text(json.dumps(settings))
     lines = (second / "metrics.jsonl").read_text().splitlines()
     (second / "metrics.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
-    decision = "first look: the gradients of the compiled step are within 0 % of a direct step's"
+    decision = "first look: the gradients of the compiled step are within 0 % of an uncompiled step's"
     with open(second / "train.log", "a") as log:
         log.write(f"2026/11/30 12:00:00 - duet - INFO - {decision}\n" * 2)
     shutil.rmtree(second / "eval")

@@ -85,10 +85,10 @@ def compare_scores(files: Sequence[Path], names: Sequence[str], console: Console
 
 
 def results_of(scores: Sequence[StoredScores], names: Sequence[str]) -> list[Result]:
-    """The metrics of all scores that have labels and settings.
+    """A Result with the metrics of each of the `scores` that has labels and settings.
 
-    If no two scores are of the same split, as with cross-subject and cross-view, each result gets the name of its
-    experiment instead of the name in `names`.
+    A result has its name from `names`. But if all scores are of different splits, such as cross-subject and cross-view,
+    each result has the name of its experiment.
     """
     known = [(each, name) for each, name in zip(scores, names, strict=True) if each.experiment and each.has_labels]
     splits = [each.experiment.data.split_for(train=False) for each, _ in known if each.experiment]

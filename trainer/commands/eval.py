@@ -52,7 +52,7 @@ class EvalOptions(RunChoice):
     clips: int = 1
     """Number of samples of each clip, whose scores are averaged. Published results use 1 or 10."""
     crops: Literal[1, 3] = 1
-    """3: score squares at the left, in the middle and at the right of the box, and average them."""
+    """3: score squares at the left, in the middle and at the right of the box, and average the scores."""
     flip: bool = False
     """Also score mirrored clips, with left and right joints swapped."""
     averaged: bool = False
@@ -149,7 +149,7 @@ def write(
 ) -> None:
     """Write metrics.json, scores.npz, classes.csv and confusion.png to `folder`. Raises UserError if that fails.
 
-    `checkpoint` is the name of the file with the weights. `averaged`: whether their EMA was used.
+    `checkpoint` is the name of the file with the weights. `averaged`: whether the EMA of the weights was used.
     """
     data = experiment.data
     counts = confusion_matrix(main_scores(scores), scores.label)

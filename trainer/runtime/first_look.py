@@ -32,8 +32,8 @@ from trainer.step import recover, split
 FILE = "first_look.json"
 # The reason that a resumed run gives for a slower way.
 AS_BEFORE = f"as before this run was resumed; remove {FILE} from its folder to try again"
-# Largest accepted distance between the gradients of a compiled step and of a direct step, divided by the norm of the
-# direct step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
+# Largest accepted distance between the gradients of a compiled and an uncompiled step, divided by the norm of the
+# uncompiled step's gradients. For the experiments' networks, gradients in float32 and in half precision are up to 0.1
 # apart; a wrong kernel puts gradients about 1 apart.
 TOLERANCE = {"fp32": 0.01, "bf16": 0.3, "fp16": 0.3}
 GAIN = 1.02  # a choice must be at least this many times as fast as the default; a smaller gain may be chance
@@ -156,18 +156,18 @@ def compare(run: Run, part: Batch) -> str:
     """
     if run.forward.way is not Way.COMPILED:
         return "the network runs uncompiled"
-    direct = gradients_of(run, run.network, part)
+    uncompiled = gradients_of(run, run.network, part)
     if run.ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # `memory` then reports how much memory a compiled step needs
     compiled = gradients_of(run, run.forward, part)
     # All ranks return together; otherwise a rank with enough memory would wait for the others in `largest` below.
-    if run.ranks.any(direct is None or compiled is None) or direct is None or compiled is None:
-        return "the memory does not suffice to compare the compiled step with a direct one"
-    distance = relative_distance(compiled, direct)
+    if run.ranks.any(uncompiled is None or compiled is None) or uncompiled is None or compiled is None:
+        return "the memory does not suffice to compare the compiled step with an uncompiled one"
+    distance = relative_distance(compiled, uncompiled)
     percent = run.ranks.largest(round(min(distance, 9.99) * 10_000)) / 100
     if percent <= 100 * TOLERANCE[run.precision.name]:
-        return f"gradients of the compiled step are within {percent:g} % of a direct step's"
-    run.forward.use(Way.DIRECT, f"its gradients differ by {percent:g} % from those of a direct step")
+        return f"gradients of the compiled step are within {percent:g} % of an uncompiled step's"
+    run.forward.use(Way.DIRECT, f"its gradients differ by {percent:g} % from those of an uncompiled step")
     return "the network runs uncompiled"
 
 

@@ -15,7 +15,7 @@ PATIENCE = 60.0  # seconds that the run gets to finish its step and save a snaps
 
 
 def follow_launcher() -> None:
-    """Watch the launcher, if it is our own, and send this process SIGTERM once the launcher is gone.
+    """If Duet's own launcher started this process, send it SIGTERM once this launcher is gone.
 
     On SIGTERM the run saves a snapshot and ends (trainer/runtime/signals.py).
     """

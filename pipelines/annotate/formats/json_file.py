@@ -10,7 +10,7 @@ MAX_BYTES = 1 << 30
 
 
 def load_json(file: Path) -> Any:
-    """The content of a JSON file of at most MAX_BYTES. Raises UserError."""
+    """The content of a JSON file of at most MAX_BYTES. Raises UserError if the file cannot be used."""
     try:
         return read_json(file, MAX_BYTES)
     except OSError as error:

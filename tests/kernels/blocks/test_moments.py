@@ -114,7 +114,7 @@ def test_mutants_die(name, tmp_path, monkeypatch, fenced):
 
 @pytest.mark.parametrize("far", [0.1, 1, 10])
 def test_a_first_split_that_is_unlike_the_rest(far):
-    """The variance stays accurate if the first split is unlike the other splits, as in a dark corner of a picture."""
+    """The variance stays accurate if the first split of the rows is unlike the others, as in a dark corner."""
     generator = torch.Generator().manual_seed(0)
     splits = torch.randn(1000, 64, 8, generator=generator, dtype=torch.float64) + 3
     splits[0] += far

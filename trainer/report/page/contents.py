@@ -18,8 +18,8 @@ from trainer.report.past_run import PastRun
 from trainer.settings import SETTINGS, flattened
 from trainer.stored import differences, from_settings
 
-DECISIONS = ("first look: ", "tuned on ", "not tuned for ")  # beginnings of the lines of train.log that tell decisions
-LOG_BYTES = 64 << 20  # if train.log is larger, only this many of its bytes are searched
+DECISIONS = ("first look: ", "tuned on ", "not tuned for ")  # lines of train.log about decisions begin with these
+LOG_BYTES = 64 << 20  # only this many bytes at the start of train.log are searched
 LONGEST_VALUE = 400  # longer values of settings are cut after this many characters
 # If the host waited for data during at least this share of the time, the data limited the speed (first number) or
 # slowed the run a little (second number).
@@ -32,8 +32,8 @@ class RunSection:
 
     facts: name and value of each number at the top. missing: sentences about what is not in the run's folder. changed:
     (setting, value in the preset, value in the run). preset: the preset that the settings are compared with.
-    validations: rows of the table of all validations, below its `head`. records, charts: the values of all records, and
-    which of them chart.js draws (charts.py).
+    head, validations: the column titles and the rows of the table of all validations. records, charts: the values of
+    all records, and which of them chart.js draws (charts.py).
     """
 
     name: str
@@ -56,8 +56,8 @@ class RunSection:
 def section_of(run: PastRun, name: str, state: str = "", missing: Iterable[str] = ()) -> RunSection:
     """The part of the page about `run`, under the short `name`.
 
-    state: the state of a run that is just ending. missing: sentences about what is missing for other
-    parts of the page; sentences about this part are added to them.
+    state: the state of a run that is just ending; for other runs, its files tell the state. missing: sentences about
+    what other parts of the page lack. They come before the sentences about what this part lacks.
     """
     missing = list(missing)
     preset, changed = changed_settings(run, missing)
@@ -127,9 +127,9 @@ def changed_settings(run: PastRun, missing: list[str]) -> tuple[str, list[tuple[
 
 
 def starts_of(run: PastRun) -> list[tuple[str, list[str]]]:
-    """For each start of the run, when it was, and the command, the code, the versions and the machine.
+    """For each start of the run, its time, and sentences about its command, code, versions and machine.
 
-    A start that was killed or still runs has no end.
+    The time of a start that was killed or still runs has no end.
     """
     return [
         (
@@ -151,7 +151,7 @@ def decisions_of(log: Path) -> list[str]:
 
 
 def validation_table(run: PastRun) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table with each validation's top-1, top-5, mean class accuracy and, if there is any, F1."""
+    """Column titles and rows of a table of all validations: top-1, top-5, mean class accuracy, F1 if there is any."""
     vals = [record for record in run.records if record["kind"] == "val"]
     names = [name for name in dict.fromkeys(name for val in vals for name in val) if is_main(name)]
     rows = [[str(val["epoch"]), *(percent(val.get(name)) for name in names)] for val in vals]
