@@ -34,12 +34,12 @@ class Argument:
 
 @dataclass(slots=True)
 class Launch:
-    """The traffic of one launch. `asked` counts each byte as often as it is loaded or stored."""
+    """The traffic of one launch. `request_bytes` counts each byte as often as it is loaded or stored."""
 
     kernel: str
     arguments: dict[str, Argument] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)  # number of bytes of each tensor argument
-    asked: int = 0
+    request_bytes: int = 0
 
     def touched(self) -> int:
         return sum(argument.touched() for argument in self.arguments.values())
@@ -98,7 +98,7 @@ class Traffic:
         if highest + argument.item > argument.base + argument.size:
             raise IndexError(f"{launch.kernel}: an address that is {how} lies after the end of its argument")
         getattr(argument, how)[(addresses - argument.base) // argument.item] = True
-        launch.asked += addresses.size * argument.item
+        launch.request_bytes += addresses.size * argument.item
 
 
 def _argument(tensor: Tensor) -> Argument:

@@ -37,7 +37,7 @@ NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
 class Survey:
     """What has to be done so that a pack has the clips of a table.
 
-    clips: the identities of clips that need not be made, by row, including bad clips.
+    clips: by row, the identity of each clip that need not be made. Bad clips are included.
     stale: rows of the table whose clips have to be made, with the reason.
     touched: by row, the new stamp of each video whose file has changed but whose content is the same.
     elsewhere: by row, the manifest lines of clips that other packs contain. These lines are to be added to the pack.

@@ -1,4 +1,4 @@
-"""If a compiler or cuDNN fails, one line says so, a file has the full text, and the weights stay the same."""
+"""If a compiler or cuDNN fails, one line reports it, a file gets the whole error, and the weights stay the same."""
 
 import functools
 from dataclasses import replace

@@ -38,7 +38,7 @@ class Precision:
         return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
 
     def runnable(self, parts: tuple[FusedPart, ...]) -> tuple[FusedPart, ...]:
-        """Those of the `parts` whose kernels compute in this format. On a GPU, kernels/blocks computes in bf16 only."""
+        """The `parts` whose kernels compute in this format: none on a GPU unless the format is bf16, otherwise all."""
         return parts if self.name == "bf16" or self.device.type != "cuda" else ()
 
     def loss_scale(self) -> "LossScale | NoLossScale":

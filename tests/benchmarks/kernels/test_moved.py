@@ -47,7 +47,7 @@ def test_a_kernel_counted_by_hand():
     touched = {name: argument.touched() for name, argument in launch.arguments.items()}
     assert touched == {"result": 40, "left": 40, "right": 4}  # three programs load the same element of `right`
     assert launch.touched() == 84
-    assert launch.asked == 40 + 40 + 3 * 4
+    assert launch.request_bytes == 40 + 40 + 3 * 4
     assert launch.sizes == {"result": 40, "left": 40, "right": 12}
 
 
