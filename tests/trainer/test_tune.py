@@ -18,7 +18,7 @@ import tyro
 from kernels.program import UserError
 from kernels.whole_files import SEAL_BYTES, sealed
 from models.networks import build_model
-from tests.programs import ROOT, Fork, run, run_ranks, wait_for_end
+from tests.programs import ROOT, Fork, run, run_forked, run_ranks, wait_for_end
 from tests.trainer.form_of_step import FORMS
 from trainer.cli import dispatch, run_command
 from trainer.commands.train import Options, tuning_command
@@ -500,7 +500,7 @@ def test_the_command_prints_a_table_and_a_run_uses_the_result(tiny, tmp_path):
     tuned = read_back(experiment)
     assert tuned.finished
     assert file_of(tuned.key).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    done = run("-m", "trainer", *tiny, *fixed, "--work-dir", tmp_path / "run", "--max-steps", "1")
+    done = run_forked("-m", "trainer", *tiny, *fixed, "--work-dir", tmp_path / "run", "--max-steps", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"tuned on {tuned.key['device']}: " in done.stdout
     assert f"tuned on {tuned.key['device']}: " in " ".join(decisions_of(tmp_path / "run" / "train.log"))
