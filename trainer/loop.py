@@ -1,9 +1,9 @@
 """The training loop: epochs, steps, validations and snapshots."""
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import nvtx
 from torch import Tensor
@@ -15,7 +15,7 @@ from trainer.memory import advice
 from trainer.metrics import Scores, summarize, worse_than_a_stream
 from trainer.resume import go_back, save
 from trainer.run import Run, Stopped
-from trainer.runtime.faults import exceeds_memory
+from trainer.runtime.faults import exceeds_memory, is_out_of_memory
 from trainer.scoring import score_split
 from trainer.snapshots.names import best_name
 from trainer.step import rate, recover, train_step
@@ -57,7 +57,7 @@ def train_epoch(run: Run, max_steps: float) -> None:
     batches = run.train_loader.epoch(cursor.epoch, cursor.step)
     run.journal.start_epoch(cursor, experiment.optim.num_epochs)
     stop_after(run, max_steps)
-    for batch, waited in timed(batches):
+    for batch, waited in timed(run, batches):
         with run.profile:
             run.meter.add(step_or_advice(run, batch))
         cursor.finish_step()
@@ -81,7 +81,15 @@ def step_or_advice(run: Run, batch: Batch) -> dict[str, Tensor]:
     except RuntimeError as error:
         if not exceeds_memory(error):
             raise
-    # Recover only after the `except` block, because inside it the error's traceback keeps the activations in memory.
+    # Called only after the `except` block, because inside it the error's traceback keeps the activations in memory.
+    end_with_advice(run, batch)
+
+
+def end_with_advice(run: Run, batch: Batch | None) -> NoReturn:
+    """Undo the step for which the memory did not suffice, save a run with a single rank, and raise UserError.
+
+    `batch` is None if the memory did not suffice to make the batch.
+    """
     recover(run)
     # with several ranks nothing is saved, because all ranks must save together, and other ranks are still in their step
     if run.ranks.world_size == 1:
@@ -97,14 +105,21 @@ def stop_after(run: Run, max_steps: float) -> None:
         raise Stopped(f"{done} steps are done")
 
 
-def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yield each batch with the seconds that the host waited for it."""
-    with contextlib.suppress(StopIteration):
-        while True:
-            start = time.perf_counter()
+def timed(run: Run, batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield each batch with the seconds that the host waited for it. Raises UserError if there is no memory for it."""
+    while True:
+        start = time.perf_counter()
+        try:
             with nvtx.annotate("data"):
                 batch = next(batches)
-            yield batch, time.perf_counter() - start
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        yield batch, time.perf_counter() - start
+    end_with_advice(run, None)
 
 
 def log(run: Run) -> None:

@@ -21,18 +21,20 @@ def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
     return [grad for grad in grads if grad is not None]
 
 
-def advice(run: Run, batch: Batch) -> str:
+def advice(run: Run, batch: Batch | None) -> str:
     """A sentence that says how many clips fit into memory, and which setting to use.
 
-    With a single rank, this function tries whether half of the clips fit.
+    With a single rank, this function tries whether half of the clips of `batch` fit. None is a batch that could not
+    even be made, because the memory that the steps have used did not leave enough for it.
     """
     optim = run.experiment.optim
-    at_once = len(batch.label) // optim.accumulate
+    clips = optim.batch_size // run.ranks.world_size if batch is None else len(batch.label)
+    at_once = clips // optim.accumulate
     parts = 2 * optim.accumulate
     problem = f"{at_once} clips at once do not fit into the GPU's memory"
-    if len(batch.label) % parts:
+    if clips % parts:
         return f"{problem}, and this number cannot be halved: lower clip.rgb_size, or use a larger GPU"
-    if run.ranks.world_size > 1:
+    if batch is None or run.ranks.world_size > 1:
         estimate = f"{at_once // 2} may fit"
     elif fits(run, split(batch, parts)[0]):
         estimate = f"{at_once // 2} fit"
@@ -44,6 +46,15 @@ def advice(run: Run, batch: Batch) -> str:
     return (
         f"{problem}, but {estimate}: go on with --resume --set optim.accumulate={parts}, which keeps the global "
         f"batch of {optim.batch_size} (BatchNorm then sees {at_once // 2} clips at a time)"
+    )
+
+
+def advice_before_steps(run: Run) -> str:
+    """A sentence for the case that not even a batch of clips fits into memory, before any step has used memory."""
+    clips = run.experiment.optim.batch_size // run.ranks.world_size
+    return (
+        f"there is not enough memory on the GPU for a batch of {clips} clips, even before the first step: lower "
+        "optim.batch_size, or use a larger GPU"
     )
 
 

@@ -1,7 +1,7 @@
 """Scores every clip of a split once, with any number of ranks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -9,7 +9,7 @@ from kernels.program import UserError
 from pipelines.loader import Loader
 from trainer.metrics import Scores, gather, score_batch
 from trainer.run import Run, Stopped
-from trainer.runtime.faults import exceeds_memory
+from trainer.runtime.faults import enough_memory
 from trainer.runtime.forward import Forward, Way
 from trainer.runtime.precision import Precision
 from trainer.runtime.ranks import Ranks
@@ -44,13 +44,14 @@ def score_clips(
     # Only compiled code makes the ranks take turns below, so all ranks must agree on whether the network runs compiled.
     forward.agree(ranks)
     parts = []
-    for number, batch in enumerate(loader.epoch(0)):
-        compiles = number == 0 and forward.way is Way.COMPILED
-        turns = ranks.in_turn(machines_together=True) if compiles else nullcontext()
-        with precision(), advising(loader), turns:
-            output = forward(batch.rgb, batch.heatmap)
-        parts.append(score_batch(batch, output.logits))
-        after_batch()
+    with enough_memory(memory_advice(loader)):
+        for number, batch in enumerate(loader.epoch(0)):
+            compiles = number == 0 and forward.way is Way.COMPILED
+            turns = ranks.in_turn(machines_together=True) if compiles else nullcontext()
+            with precision(), turns:
+                output = forward(batch.rgb, batch.heatmap)
+            parts.append(score_batch(batch, output.logits))
+            after_batch()
     scores = gather(parts, loader.rows)
     for stream, probability in scores.probability.items():
         if bad := int((~probability.isfinite().all(dim=1)).sum()):
@@ -61,17 +62,11 @@ def score_clips(
     return scores
 
 
-@contextmanager
-def advising(loader: Loader) -> Iterator[None]:
-    """A context for computing a batch of the loader. Raises UserError with advice if there is not enough memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not exceeds_memory(error):
-            raise
-        fewer = loader.batch_size // loader.world_size // 2 * loader.world_size
-        way_out = f"set val.batch_size={fewer}" if fewer else "lower clip.rgb_size_val, or use a larger GPU"
-        raise UserError(
-            f"there is not enough memory to score {loader.batch_size} clips at once: "
-            f"{way_out} (--resume continues the training)"
-        ) from None
+def memory_advice(loader: Loader) -> str:
+    """A sentence for the case that there is not enough memory to score a batch of the loader."""
+    fewer = loader.batch_size // loader.world_size // 2 * loader.world_size
+    way_out = f"set val.batch_size={fewer}" if fewer else "lower clip.rgb_size_val, or use a larger GPU"
+    return (
+        f"there is not enough memory to score {loader.batch_size} clips at once: "
+        f"{way_out} (--resume continues the training)"
+    )

@@ -16,12 +16,14 @@ from trainer.journal.journal import Journal
 from trainer.journal.provenance import describe_start, recorded, sentences
 from trainer.journal.wandb import WandbLog, log_in
 from trainer.loop import fit
+from trainer.memory import advice_before_steps
 from trainer.report.contact_sheet import contact_sheet, with_skeletons
 from trainer.report.end_of_run import report
 from trainer.resume import check_same, check_tensors, take_up
 from trainer.run import Run, build_run
 from trainer.runtime.allocator import keep_freed_memory
 from trainer.runtime.cuda_graph import Replay, rate_on_device
+from trainer.runtime.faults import enough_memory, first_line, is_out_of_memory
 from trainer.runtime.first_look import FirstLook, look_at_data
 from trainer.runtime.forward import Way
 from trainer.runtime.own_card import idle_cards
@@ -116,7 +118,8 @@ def train_here(
                     told = lookup.advice(ranks.device.type, 0 if max_steps is not None else num_clips)
                 for sentence in filter(None, (told, advice)):
                     journal.say(sentence)
-                look_at_data(run)
+                with enough_memory(advice_before_steps(run)):
+                    look_at_data(run)
                 if ranks.leads:
                     with pictures(run):
                         draw_clips(run, work_dir)
@@ -228,11 +231,15 @@ def introduce(run: Run) -> None:
 
 @contextmanager
 def pictures(run: Run) -> Iterator[None]:
-    """A context for writing pictures. An OSError, for example a full disk, is logged, and the run continues."""
+    """A context for making pictures. A full disk or too little memory on the GPU is logged, and the run continues."""
     try:
         yield
     except OSError as error:
         run.journal.say(f"pictures cannot be written ({error.strerror or error}): the run itself is not affected")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        run.journal.say(f"pictures cannot be made ({first_line(error)}): the run itself is not affected")
 
 
 def draw_clips(run: Run, work_dir: Path) -> None:

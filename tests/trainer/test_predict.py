@@ -25,9 +25,11 @@ from tests.programs import run_forked
 from tests.trainer.predicting import VIDEO, predicted, rgb_network
 from tests.trainer.test_end_to_end import size_of_png
 from trainer.cli import run_command
+from trainer.predict import scorer
 from trainer.predict.panel import class_colour
 from trainer.predict.result import Window
 from trainer.predict.video import AnnotatedVideo, Explanation
+from trainer.runtime.faults import NO_MEMORY
 
 EVEN = FrameTimes(np.arange(7), Fraction(1, 30))
 NAMES = ("wave", "kick", "red", "jump")
@@ -347,3 +349,13 @@ def test_a_gpu_says_what_eval_says_there(tiny, trained, paths, tmp_path):
     for stream in ("rgb", "pose"):
         for guess in found["windows"][0][stream]:
             assert guess["probability"] == pytest.approx(scores[stream][row][guess["class"]], abs=1e-3)
+
+
+def test_a_window_that_does_not_fit_into_memory(tiny, trained, paths, tmp_path, monkeypatch, capsys):
+    def fail(batch, logits):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scorer, "score_batch", fail)
+    words = ["--checkpoint", str(trained), "--out", str(tmp_path), "--pose", str(paths[1]), "--device", "cpu"]
+    assert run_command(["predict", *tiny, *words, str(paths[0] / f"{VIDEO}.mp4")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {NO_MEMORY}"

@@ -30,6 +30,7 @@ from trainer.predict.scorer import Scorer
 from trainer.predict.skeletons import PICKLES, Skeletons
 from trainer.predict.window_choice import choose_windows
 from trainer.runtime.cards import check_cards
+from trainer.runtime.faults import NO_MEMORY, enough_memory
 from trainer.runtime.precision import precision_of
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.runtime.wrap import compiled
@@ -72,6 +73,7 @@ class PredictOptions(CheckpointChoice):
     """Folder of the results. Default: predict/ beside the checkpoint."""
 
 
+@enough_memory(NO_MEMORY)
 def predict(options: PredictOptions) -> int:
     """Predict the actions in the videos, one video after another.
 

@@ -28,6 +28,7 @@ from trainer.report.clip_views import draw_views
 from trainer.report.curves import write_png
 from trainer.report.worst_clips import draw_clips
 from trainer.runtime.cards import check_cards
+from trainer.runtime.faults import NO_MEMORY, enough_memory
 from trainer.runtime.ranks import Ranks, device_of
 from trainer.settings import SETTINGS, Choice, experiment_of
 
@@ -50,6 +51,7 @@ class ViewOptions(Choice):
     """File of the picture (PNG)."""
 
 
+@enough_memory(NO_MEMORY)
 def view(options: ViewOptions) -> int:
     """Draw the clip. Packs its video into a temporary folder, so the experiment's own packs need not exist.
 

@@ -5,8 +5,12 @@ cuDNN, NCCL, Triton and DALI, as users reported them.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from kernels.program import UserError
 
 MEMORY = re.compile(
     r"out of memory"  # "CUDA out of memory", "CUDA error: out of memory", NCCL's "Cuda failure 2 'out of memory'"
@@ -22,6 +26,8 @@ NO_PLAN = re.compile(
     re.IGNORECASE,
 )
 CUDNN = re.compile(r"CUDNN_STATUS_|cuDNN (Frontend )?error", re.IGNORECASE)
+# What a user can do if a command that computes on one GPU needs more memory than there is.
+NO_MEMORY = "there is not enough memory on the GPU for this: add --device cpu, or use a larger GPU"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -46,6 +52,17 @@ def exceeds_memory(error: BaseException) -> bool:
     After a successful step, cuDNN's message that it has no plan for a convolution also means too little memory.
     """
     return is_out_of_memory(error) or bool(NO_PLAN.search(str(error)))
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """A context that computes on the GPU. Raises UserError with `advice` if the GPU's memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not exceeds_memory(error):
+            raise
+        raise UserError(advice) from None
 
 
 def first_line(error: BaseException) -> str:
