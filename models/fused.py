@@ -83,7 +83,7 @@ def materialise(x: Tensor | BlockEnd) -> Tensor:
 
 
 class FusedPath(ResNetPath):
-    """A path in which a stage may return a BlockEnd instead of its output. The next stage then computes that output."""
+    """The ResNet of one stream. A stage may return a BlockEnd, from which the next stage computes the output."""
 
     def stages(self, numbers: Iterable[int], x: Tensor, num_frames: int) -> Tensor:
         end: Tensor | BlockEnd = x

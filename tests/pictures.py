@@ -1,4 +1,4 @@
-"""Lets runs end without clips.png, curves.png, confusion.png and their page.
+"""Lets runs end without drawing clips.png, curves.png and confusion.png, and without writing the report page.
 
 Drawing them takes more than half of the CPU time of a short run.
 """

@@ -118,8 +118,8 @@ def check_place(experiment: Experiment) -> None:
     file = Path(experiment.data.annotations)
     if not (file.is_absolute() or Path(file.parts[0]).exists() or Path.cwd() == ROOT):
         raise UserError(
-            f"there is no {file.parts[0]} in {Path.cwd()}, which is not the checkout: start again after cd {ROOT}, or "
-            "make this folder to keep data in it"
+            f"there is no folder {file.parts[0]} in {Path.cwd()}, which is not the checkout: start again after "
+            f"cd {ROOT}, or make this folder for the data"
         )
 
 
@@ -243,7 +243,8 @@ def split_of(experiment: Experiment, table: ClipTable, train: bool) -> str | Non
 def warn(experiment: Experiment, loaders: tuple[Loader, Loader], say: Callable[[str], None]) -> None:
     """Say what is suspicious about the clips of the training and of the validation loader.
 
-    Raises AnnotationError if training would be useless, or if a split lacks more annotations than data.max_absent.
+    Raises AnnotationError if training would be useless, or if the share of a split's clips without
+    an annotation exceeds data.max_absent.
     """
     data, tables = experiment.data, [loader.table for loader in loaders]
     findings = split_findings(tables[0], loaders[0].rows, tables[1], loaders[1].rows)

@@ -80,9 +80,10 @@ MA52_PCAN = replace(
 )
 
 # All methods that helped other teams on MA-52 or are meant for rare classes, in one run (docs/training.md, "What won on
-# MA-52"): the losses and heads of the winner of the challenge in 2024, with its weights; a balanced epoch and logit
-# adjustment, each at a quarter, because half of F1 mean rewards frequent classes; EMA, label smoothing and
-# augmentation. The network and the schedule are those of PCAN. Start training with --init, as for ma52_pcan.
+# MA-52"): the losses and heads of the winner of the challenge in 2024, with its weights; class balancing and logit
+# adjustment, each at a quarter of full strength, because half of F1 mean rewards frequent classes; EMA, label
+# smoothing and augmentation. The network and the schedule are those of PCAN. Start training with --init, as for
+# ma52_pcan.
 MA52_BEST = replace(
     MA52_RUN,
     name="ma52_best",

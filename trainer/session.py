@@ -185,8 +185,10 @@ def check_before_packing(snapshot: Snapshot, experiment: Experiment, ranks: Rank
 
 
 def set_up_steps(run: Run, profile: tuple[int, int] | None, work_dir: Path) -> None:
-    """Set up how steps are executed: as a CUDA graph if the experiment has cuda_graph=True, and after a first look if
-    the network is compiled or on a GPU. Rank 0 profiles the steps `profile` = (first, last), unless `profile` is None.
+    """Set up how steps are executed: as a CUDA graph if the experiment has cuda_graph=True.
+
+    If the network is compiled or on a GPU, `FirstLook` examines the first step before it is executed. Rank 0 profiles
+    the steps `profile` = (first, last), unless `profile` is None.
     """
     if run.experiment.cuda_graph:
         rate_on_device(run.optimizer, run.ranks.device)

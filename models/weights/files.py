@@ -87,8 +87,8 @@ def read_file(path: Path, averaged: bool = False) -> State:
             return tensors_of(read_torch(file, LOG_TYPES), path, averaged)
         except UnpicklingError as error:
             raise WeightsError(
-                f"{path} is not a checkpoint of tensors ({first_line(error)}): with the program that wrote it,"
-                " save only its state_dict"
+                f"{path} is not a checkpoint of tensors ({first_line(error)}): in the program that wrote"
+                " the file, save only the state_dict"
             ) from None
         except WeightsError:
             raise

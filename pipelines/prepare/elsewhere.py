@@ -71,8 +71,8 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
     """
     folder, folders = str(out.resolve()), others(packs)
     if folder not in folders:
-        known = f"it knows those in {', '.join(folders)}" if folders else "it knows none"
-        raise UserError(f"{packs} knows no pack that was made in {folder} with --out; {known}")
+        known = f"it lists those in {', '.join(folders)}" if folders else "it lists none"
+        raise UserError(f"{packs} lists no pack that was made in {folder} with --out; {known}")
     if only_say:
         return f"{packs}: the pack in {folder} would be forgotten"
     try:
@@ -81,14 +81,14 @@ def forget(packs: Path, out: Path, only_say: bool = False) -> str:
         raise UserError(
             f"{packs / OTHERS} cannot be written ({error.strerror}); ask its owner to run this command"
         ) from None
-    return f"{packs}: the pack in {folder} is forgotten; what is in that folder stays there"
+    return f"{packs}: the pack in {folder} is forgotten; the files in that folder are kept"
 
 
 def is_gone(folder: str, files: np.ndarray) -> bool:
     """Whether a pack that was made with --out in `folder` is gone.
 
-    files: the files of the clips that another pack uses; some of them may be in `folder`. If they are, but `folder`
-    contains no pack, the pack is gone: `folder` may be the mount point of a disk that is not mounted.
+    files: the files of the clips that another pack uses. The pack is gone if `folder` does not exist, or if some of
+    these files should be in `folder` but it contains no pack: it may be the mount point of an unmounted disk.
     """
     if not Path(folder).is_dir():
         return True

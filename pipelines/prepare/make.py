@@ -176,7 +176,7 @@ def _open(task: Task, todo: Survey, in_use: list[IO[str]], user: User | None) ->
 def _merge(out: Path, without_locks: bool = False) -> bool:
     """Merge what this and other runs have made, unless another run is still making clips. Returns whether it merges.
 
-    without_locks: also merge if the file system has no locks, so that other runs cannot be noticed.
+    without_locks: also merge if the file system has no locks, so that other runs cannot be detected.
     """
     with if_alone(out / "lock") as alone:
         may = alone or (alone is None and without_locks)

@@ -1,6 +1,6 @@
 """Finds packed clips whose frames an earlier version did not rotate, although their video asks players to do so.
 
-Such a clip's record does not say whether its video asks for a turn, so the header of the video is read once.
+The record of such a clip does not say how players rotate its video, so the header of the video is read once.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pipelines.sealed_arrays import array_file, read_array
 from pipelines.videos.header import read_headers
 from pipelines.videos.turn import AnnotatedImage
 
-# This file in the folder users/ of a pack has the identities of the clips that need not be checked again.
+# This file in the folder users/ of a pack contains the identities of clips that need not be checked again.
 LOOKED = "looked.npy"
 
 
@@ -30,7 +30,7 @@ def wrongly_stored(
     """The rows whose clips have to be made again because their frames have to be turned.
 
     clips: identities of clips of earlier versions, by row. images: the annotated image of each of these rows.
-    bad: the rows whose clips could not be made. If their videos ask for a turn, this may have been the reason.
+    bad: the rows whose clips could not be made. The reason may have been that a video was not rotated.
     """
     file = out / "users" / LOOKED
     looked = read_array(file)

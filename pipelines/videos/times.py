@@ -36,7 +36,7 @@ class FrameTimes:
 
     def rate(self) -> Fraction:
         """The mean number of frames per second."""
-        steps = max(1, len(self.start) - 2)  # the length of the last frame is often not known, so it does not count
+        steps = max(1, len(self.start) - 2)  # leaves out the last frame, whose length is often unknown
         return steps / (int(self.start[steps]) * self.unit)
 
 

@@ -27,7 +27,7 @@ def test_code_in_a_file_never_runs(tmp_path, capsys):
     torch.save({"state_dict": filled(LAYOUTS["SlowOnly pose"]()), "hook": Bomb(tmp_path / "ran")}, tmp_path / "x.pth")
     assert main(["inspect", str(tmp_path / "x.pth")]) == 2
     assert not (tmp_path / "ran").exists()
-    assert "save only its state_dict" in capsys.readouterr().err
+    assert "save only the state_dict" in capsys.readouterr().err
 
 
 def test_the_log_in_a_trainers_checkpoint_is_skipped(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_every_frame_of_every_codec(tmp_path, film, kind):
 
 
 def test_ntus_timestamps_do_lie(tmp_path, film):
-    """The decoder returns the frames of such an .avi file in order, but the order of their timestamps is different."""
+    """The decoder returns the frames of an .avi file like NTU's in order, but their timestamps are not in order."""
     video = write(tmp_path / "a.avi", FEW["NTU: H.264 with B-frames in .avi"], film.frames(33, 160, 120))
     with av.open(video) as container:
         frames = list(container.decode(video=0))

@@ -241,7 +241,7 @@ def test_a_pack_that_is_not_there_any_more_stops_the_run_until_it_is_forgotten(d
     assert command[:3] == ["python", "-m", "pipelines.prepare"]
     monkeypatch.setattr(sys, "argv", command[2:])
     start()
-    with pytest.raises(UserError, match="knows no pack that was made in"):
+    with pytest.raises(UserError, match="lists no pack that was made in"):
         start()
     assert "packing 2 of 2 clips: 2 " in data.pack(data.clips[:2])[1]
 

@@ -1,4 +1,4 @@
-"""A pickle may contain numbers, text and plain arrays. All else is refused in one sentence, and no code runs."""
+"""A pickle may contain numbers, text and plain arrays. Anything else is refused in one sentence, and no code runs."""
 
 import builtins
 import collections

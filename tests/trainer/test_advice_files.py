@@ -185,7 +185,7 @@ ROWS = [
     ("coarse {dir}/map.txt 4", "map.txt", "0 0 1 x", "is a list of integers, one for each class$", "0 0 1 1"),
     ("weights {dir}/w.safetensors", "w.safetensors", b"damaged", "download or copy it again$", native),
     ("weights {dir}/w.pth", "w.pth", half, "download or copy it again$", WEIGHTS),
-    ("weights {dir}/w.pth", "w.pth", {"model": TINY}, "save only its state_dict$", TINY.state_dict()),
+    ("weights {dir}/w.pth", "w.pth", {"model": TINY}, "save only the state_dict$", TINY.state_dict()),
     ("weights {dir}/w.pth", "w.pth", {"epoch": 1}, "pass a checkpoint with a state_dict$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", os.mkfifo, "copy what it contains into a file, and name the file$", WEIGHTS),
     ("weights {dir}/w.pth", "w.pth", None, r"pass a checkpoint \(", WEIGHTS),

@@ -79,7 +79,7 @@ def change_validation(content):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (reverse, r"the training clips are not those of epoch_1_step_2\.pth: \d+ are in another place \(\w+, "),
+        (reverse, r"the training clips are not those of epoch_1_step_2\.pth: \d+ are at another position \(\w+, "),
         (halve, r": 19 are gone \(\w+, \w+, \w+, \.\.\.\): leave out --set"),
         (relabel, r": 1 have another label \(\w+\): leave out --set"),
         (move_joints, r": 1 have other joints \(\w+\): leave out --set"),
@@ -203,5 +203,5 @@ def test_every_kind_of_change_is_a_clause():
         "1 have another label (b)",
         "1 have another length (b)",
         "1 have other joints (c)",
-        "2 are in another place (c, b)",
+        "2 are at another position (c, b)",
     ]

@@ -126,7 +126,7 @@ def test_outside_the_checkout(tmp_path):
         done = run_forked("-m", "trainer", *words, environment=environment, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         (line,) = done.stderr.splitlines()
-        assert line.startswith(f"error: there is no data in {tmp_path}, which is not the checkout: start again after ")
+        assert line.startswith(f"error: there is no folder data in {tmp_path}, which is not the checkout: start again ")
         assert f"cd {ROOT}, or make this folder" in line
         assert not list(tmp_path.iterdir())
 

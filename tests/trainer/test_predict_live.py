@@ -170,7 +170,7 @@ def test_a_stream_without_an_end_is_predicted_until_its_sender_stops(server, pat
 
 
 def test_each_person_of_a_live_source_has_a_label(tiny, trained, tmp_path):
-    """Two people push each other. Live and as a file, each of them gets the same label."""
+    """Two people push each other. Each person gets the same scores with --live as without it."""
     config = DemoConfig(num_train=12, num_val=12, size=(640, 480), num_frames=(24, 24))
     (pushing,) = (clip for clip in clip_ids(config) if clip.label == 11 and clip.split == "xsub_train")
     video = tmp_path / f"{write_clip(config, pushing, tmp_path)}.mp4"
@@ -215,7 +215,7 @@ def test_times_of_frames_increase_even_if_the_source_repeats_them():
 
 
 def test_a_source_with_wrong_times_keeps_few_frames(scorer, tmp_path):
-    """By their times, all frames of this video are shown within one millisecond, so no window could ever be full.
+    """The timestamps of this video put all its frames within one millisecond, so no window could ever be full.
 
     Nevertheless a window is scored after every 20 frames, so that the memory does not fill with frames.
     """

@@ -1,4 +1,4 @@
-"""`python -m trainer recipe demo_staged` is killed in each stage and resumed, used with other weights, and refused."""
+"""Tests `python -m trainer recipe demo_staged`: killed in each stage and resumed, with --use, and with mistakes."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_the_tables_at_the_end_show_all_runs_and_the_fusion(whole):
 
 
 def test_the_late_fusion_of_rgb_joints_and_limbs_is_the_mean_of_their_scores(whole):
-    """As published, all networks have the same weight, and the result is that of all clips."""
+    """As published, all networks have the same weight, and all clips are evaluated."""
     scores = scores_in(whole[1])
     rgb, pose, limb = (scores[f"{name}/eval"][stream] for name, stream in STREAMS_ALONE.items())
     np.testing.assert_allclose(scores["late_fusion"]["fused"], (rgb + pose + limb) / 3, rtol=1e-5)

@@ -124,7 +124,7 @@ def _finish(axes: Axes, title: str, legend: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend and axes.lines:
         columns = 1 + (len(axes.lines) > 6)
-        # The samples of lines in the legend are long, so that their dashes are visible beside the marker.
+        # The lines in the legend are long, so that their dashes are visible beside the marker.
         axes.legend(fontsize=8, ncols=columns, handlelength=3.6, facecolor="white", edgecolor="none", framealpha=0.8)
 
 

@@ -12,13 +12,13 @@ from trainer.runtime.follow import LAUNCHER
 from trainer.runtime.own_card import cards
 from trainer.runtime.ranks import started_by_launcher
 
-CLIPS_PER_RANK = 8  # with fewer clips at a time, BatchNorm's statistics are poor and a GPU mostly waits for launches
+CLIPS_PER_RANK = 8  # with fewer clips at a time, BatchNorm's statistics are poor and a GPU mostly waits for kernels
 
 
 def checked_world_size(
     experiment: Experiment, ranks: int | None, device: str, fewest_clips: int = CLIPS_PER_RANK
 ) -> int:
-    """`world_size_of` the run. Raises UserError if the experiment cannot run with so many ranks on this device."""
+    """The result of `world_size_of`. Raises UserError if the experiment cannot run with so many ranks on `device`."""
     world_size = world_size_of(experiment, ranks, device, fewest_clips)
     check_division(experiment, world_size)
     check_source(experiment, device)
@@ -63,7 +63,7 @@ def fitting_ranks(experiment: Experiment, most: int, fewest_clips: int) -> int:
 def num_combinable() -> int:
     """How many GPUs of this machine a run can use without further settings.
 
-    If MIG divides the GPUs, it is one part of a GPU, because NCCL cannot connect parts.
+    If MIG divides the GPUs into instances, returns 1, because NCCL cannot connect MIG instances.
     """
     names = cards()
     return 1 if names and names[0].startswith("MIG-") else len(names)

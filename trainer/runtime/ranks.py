@@ -90,8 +90,9 @@ class Ranks:
         words: list[Any] = [None] * self.world_size
         own = platform.node(), word if self.local_rank == 0 else None, self.local_rank == 0
         dist.all_gather_object(words, own, self.hosts)
-        # Containers on different machines may have the same name, and then `firsts` has a rank of each of them. The
-        # ranks of such a machine follow its first rank, so its first rank is the last one up to `self.rank`.
+        # Containers on different machines may have the same name. Then `firsts` contains the first rank of each of
+        # these machines. We assume that the ranks of each of them are consecutive, so the first rank of this machine
+        # is the largest number in `firsts` that is not above `self.rank`.
         firsts = [rank for rank, (node, _, is_first) in enumerate(words) if is_first and node == own[0]]
         return words[max((rank for rank in firsts if rank <= self.rank), default=firsts[0])][1]
 
@@ -214,8 +215,8 @@ def connect(store: dist.Store, place: torch.device, rank: int, world_size: int, 
         raise UserError(
             f"the {world_size} ranks cannot exchange data ({reason}): start again with NCCL_DEBUG=INFO to see why; "
             "NCCL_P2P_DISABLE=1 helps if the GPUs of a machine cannot read each other's memory, and "
-            "NCCL_SOCKET_IFNAME=NAME (with GLOO_SOCKET_IFNAME=NAME) if machines do not meet on the right network "
-            "interface"
+            "NCCL_SOCKET_IFNAME=NAME (with GLOO_SOCKET_IFNAME=NAME) if the machines use a network interface "
+            "that does not connect them"
         )
     return hosts[0]
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from kernels.names import printable
 from trainer.scores.files import StoredScores
 
-FITTED_HERE = "fitted on the clips of the results, which therefore look better than results of other clips"
+FITTED_HERE = "fitted on the clips of the results, which therefore look better than they would on other clips"
 
 
 def different_views(scores: Sequence[StoredScores]) -> str | None:
-    """A sentence that names the views of each file, if they are not means over the same views; otherwise None."""
+    """A sentence that names the views over which each file's scores are averaged, or None if all have the same."""
     views = {stored.path: str(stored.views or "unknown views") for stored in scores}
     if len(set(views.values())) == 1:
         return None
@@ -18,7 +18,7 @@ def different_views(scores: Sequence[StoredScores]) -> str | None:
 
 
 def differ_for_certain(scores: Sequence[StoredScores]) -> bool:
-    """Whether two of the files say that they have different views. Files of other programs do not say it."""
+    """Whether two files record different views. Files that record none (of other programs) are ignored."""
     return len({str(stored.views) for stored in scores if stored.views}) > 1
 
 

@@ -153,7 +153,7 @@ def changes_between(before: DataRecord, after: DataRecord) -> Iterator[str]:
         names = [name for name in stay if former[old[name]] != present[new[name]]]
         kinds["have other joints" if word == "joints" else f"have another {word}"] = names
     order = [name for name in after.names if name in old]
-    kinds["are in another place"] = [name for name, former in zip(order, stay, strict=True) if name != former]
+    kinds["are at another position"] = [name for name, former in zip(order, stay, strict=True) if name != former]
     return (f"{len(names)} {what} ({few(names)})" for what, names in kinds.items() if names)
 
 

@@ -1,7 +1,9 @@
 """Writes the snapshots of a run in the background.
 
-Keeps the newest two snapshots, a link to the newest, and the best snapshot. An old snapshot is removed only when a
-newer snapshot is durable on the disk. So there is always a snapshot to resume from, whenever the process is killed.
+Keeps the newest two of the regular ("rolling") snapshots, a link to the newest, and the best snapshot. An old snapshot
+is removed only when a newer snapshot is durable on the disk. So there is always a snapshot to resume from, whenever the
+process is killed.
+
 models/weights/files.py writes the files; trainer/resume.py decides what they contain.
 """
 
@@ -242,7 +244,7 @@ class Writer:
             self._error = error
 
     def _sync_records(self) -> None:
-        """Bring the log and the records to the disk, so that after a power loss they reach up to the snapshot."""
+        """Flush the log and the records to the disk, so that a power loss removes no line older than the snapshot."""
         # An error here must not prevent the snapshot. If the disk is full, writing the snapshot reports it.
         with contextlib.suppress(OSError):
             for file in (self.folder / LOG, self.folder / METRICS):
@@ -270,7 +272,7 @@ class Writer:
         for path in self.folder.iterdir():
             old_rolling = ROLLING.fullmatch(path.name) and path.name not in self._good
             old_best = best is not None and BEST.fullmatch(path.name) and path.name != best
-            # mmengine names its best checkpoints like ours, but does not seal them. So they must not be deleted here.
+            # mmengine gives its best checkpoints similar names. These have no trailer, and must not be deleted.
             if old_rolling or (old_best and is_sealed(path)):
                 path.unlink(missing_ok=True)
 

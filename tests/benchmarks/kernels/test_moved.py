@@ -1,4 +1,4 @@
-"""Checks the bytes that kernels move: a small kernel is counted by hand, and the committed record is current."""
+"""Checks the bytes that kernels move: a small kernel moves the expected number, and the committed record is current."""
 
 import json
 from collections import Counter
