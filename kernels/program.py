@@ -8,7 +8,6 @@ import atexit
 import ctypes
 import errno
 import gc
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -161,7 +160,10 @@ def is_installed(name: str) -> bool:
 
 def check_torch(version: str | None = None) -> None:
     """Raise UserError if `version`, by default that of the installed torch, is older than 2.11."""
-    version = version or importlib.metadata.version("torch")
+    if version is None:
+        from importlib import metadata  # here, because the import takes a fifth of a short program's start
+
+        version = metadata.version("torch")
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < OLDEST_TORCH:
         raise UserError(f"torch {version} is too old: install 2.11 or later (Duet is tested with 2.13.0)")
