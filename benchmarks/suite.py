@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -36,8 +37,9 @@ class Part:
 
     The function takes a Target. If there is a `choice`, it also takes the chosen experiment, and the names of the
     settings that the choice fixes. Tuning must not change these settings. The part is stopped after `seconds`, which
-    include the time for compiling. The default fits into the ten minutes that a cluster's test queue may give. The
-    module is imported only when the part begins, so that the other parts run where DALI is missing.
+    include the time for compiling; the record states that time alone, too (`compile_seconds`). The default fits into
+    the ten minutes that a cluster's test queue may give. The module is imported only when the part begins, so that the
+    other parts run where DALI is missing.
     """
 
     name: str
@@ -156,8 +158,10 @@ def _receive(
         _end(record, FAILED, f"its process ended with exit code {process.exitcode}")
         return FAILED
     if kind == "result":
-        key, values = content
+        key, values, compiling = content
         record["results"][key] = values
+        if compiling:
+            record["compile_seconds"] = round(compiling, 1)
         print(f"{record['part']}.{key}: {brief(values)}", flush=True)
     elif kind == "provenance":
         record["provenance"] = content
@@ -183,7 +187,7 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
         connection.send(("provenance", provenance(target.device)))
         connection.recv()  # if the part is to be left out, the suite ends this process while it waits here
         for result in load(part)(target):
-            connection.send(("result", result))
+            connection.send(("result", (*result, compile_seconds())))
         connection.send((DONE, ""))
     except Skipped as reason:
         connection.send((SKIPPED, str(reason)))
@@ -192,6 +196,12 @@ def _work(part: Part, target: Target, connection: Connection) -> None:
     connection.close()
     if target.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def compile_seconds() -> float:
+    """How long torch.compile has compiled in this process, in seconds. Processes that `tune` starts are not counted."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.calculate_time_spent()["total_wall_time"] if dynamo else 0.0
 
 
 def _end_with_suite() -> None:

@@ -6,6 +6,13 @@ import pytest
 
 from tests.gpus import SEES_GPUS, hide_gpus_unless_selected, selects_gpu_tests
 
+DECIDED = os.environ.get(SEES_GPUS), os.environ.get("CUDA_VISIBLE_DEVICES")  # while pytest imports the tests
+
+
+def test_conftest_decides_before_any_test_runs():
+    assert DECIDED[0] is not None
+    assert DECIDED[0] == "1" or DECIDED[1] == ""
+
 
 @pytest.mark.parametrize(
     "line", ["-m gpu", "-mgpu", "-q -m gpu tests/test_card.py", "-m gpu and not soak -x", "-m=gpu"]

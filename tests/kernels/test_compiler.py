@@ -67,8 +67,10 @@ def test_the_doctor_and_a_run_say_the_same(monkeypatch, tmp_path):
         "torch.compile", "note", "there is no C compiler, so networks run uncompiled and slower", "install gcc"
     )
     net, said = torch.nn.Linear(3, 2), []
-    forward = compiled(net, replace(DEMO, compile=True), torch.device("cpu"), said.append, tmp_path / "report")
-    assert forward.way is Way.DIRECT
+    for device in ("cpu", "cuda"):
+        forward = compiled(net, replace(DEMO, compile=True), torch.device(device), said.append, tmp_path / "report")
+        assert forward.way is Way.DIRECT
     assert said == [
-        "there is no C++ compiler, so the network runs uncompiled and slower (install g++ to use torch.compile)"
+        "there is no C++ compiler, so the network runs uncompiled and slower (install g++ to use torch.compile)",
+        "there is no C compiler, so the network runs uncompiled and slower (install gcc to use torch.compile)",
     ]

@@ -1,6 +1,7 @@
 """Checks which wheels `make` installs for which driver, and the message that appears if torch and driver do not fit."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels import driver
 from tests.fake_driver import NEWEST_CUDA, machine_with
 from tests.programs import ROOT, run
 
@@ -243,3 +245,47 @@ def why_no_gpu(environment: dict[str, str], built_for: str | None) -> str:
     done = run("-c", code, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_card_without_a_driver(tmp_path, monkeypatch):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(driver, "find_driver", lambda: None)
+    monkeypatch.setattr(driver, "Path", lambda _: tmp_path)  # stands for /dev
+    problem, way_out = driver.why_no_gpu("2.13.0", "13.0") or ("", "")
+    assert problem.startswith(f"there is a card ({tmp_path}/nvidia0), but no")
+    assert way_out.startswith("start the container with its GPUs (docker run --gpus all, apptainer --nv)")
+
+
+def test_make_installs_names_the_stamp_and_removes_the_old_wheels(tmp_path, checkout):
+    """pip is `echo PIP`, so nothing is installed."""
+    environment = machine_with(tmp_path, "580.65.06", 13000)
+    environment = {name: value for name, value in environment.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    install(checkout, "cu13", ".installed-cu13")
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+
+    def make() -> list[str]:
+        command = ["make", f"PYTHON={sys.executable}", "PIP=echo PIP", "CUDA=cu12"]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (checkout / ".venv").glob(".installed*")] == [".installed-cu12"]
+        return [line.removeprefix("PIP ") for line in done.stdout.splitlines() if line.startswith("PIP ")]
+
+    uninstalled, *installed = make()
+    assert uninstalled.startswith("uninstall -q -y ")
+    assert "nvidia_dali_cuda130" in uninstalled
+    commands = [command.replace("'", "") for command in COMMANDS["cu12"]]
+    assert installed == commands
+    assert make() == []
+    os.utime(checkout / ".venv/.installed-cu12", (0, 0))  # setup.py is then newer, as after an update of Duet
+    assert make() == commands
+
+
+def test_the_readmes_name_the_oldest_drivers():
+    newest, oldest = driver.DRIVER_FOR_CUDA_13, driver.DRIVER_FOR_CUDA_12
+    english = " ".join((ROOT / "README.md").read_text().split())
+    assert f"NVIDIA's driver {newest} or newer for CUDA 13, or {oldest} or newer for CUDA 12." in english
+    chinese = (ROOT / "README.zh-CN.md").read_text()
+    assert re.search(f"CUDA 13 需要 NVIDIA 驱动 {newest} 或更新.CUDA 12 需要 {oldest} 或更新", chinese)

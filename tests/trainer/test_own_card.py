@@ -1,16 +1,20 @@
 """Each rank sees its own GPU as cuda:0, tasks of srun are ranks, and a run starts only as many ranks as it can use."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from kernels.program import UserError
 from tests.programs import run_ranks
+from trainer import cli
 from trainer.experiments import EXPERIMENTS, MA52_RUN, NTU60_X3D
 from trainer.runtime.num_ranks import advice_for_all, fitting_ranks, world_size_of
 from trainer.runtime.own_card import cards, idle_cards, see_own_card
 from trainer.runtime.srun import describe_task, first_host, tasks_of_nodes
+from trainer.session import introduce, train_here
 
 RANK = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
@@ -190,3 +194,41 @@ store.get(f"end{1 - rank}")
 def test_ranks_with_and_without_a_gpu(environment):
     for done in run_ranks(*[("-c", UNEQUAL)] * 2, environment=environment):
         assert "rank 1 sees no GPU, but other ranks do" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--exp", "none-such"], ["eval"]])
+def test_commands_that_start_ranks_see_their_own_card(machine, words):
+    machine(4, **RANK)
+    with pytest.raises(UserError):
+        cli.dispatch(words)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_task_of_srun_is_described_before_its_command_runs(machine, monkeypatch):
+    machine(4, "0,1,2,3", **TASK)
+    seen = []
+    for name in ("end_after_mistake", "follow_launcher"):
+        monkeypatch.setattr(cli, name, lambda: None)
+    monkeypatch.setattr(cli, "run_command", lambda words: seen.append(os.environ["RANK"]) or 0)
+    monkeypatch.setattr(sys, "argv", ["trainer"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert seen == ["5"]
+
+
+def test_the_first_line_of_a_run_names_idle_cards(build_pose, machine, capsys):
+    run = build_pose()
+    machine(4, **RANK)
+    introduce(replace(run, ranks=replace(run.ranks, device=torch.device("cuda", 0))))
+    assert "; idle on this machine: GPU 2, 3" in capsys.readouterr().out
+    introduce(run)
+    assert "idle" not in capsys.readouterr().out
+
+
+def test_the_advice_for_more_cards_follows_the_first_line_of_a_run(build_pose, tmp_path):
+    train_here(
+        build_pose().experiment, "cpu", tmp_path / "run", resume=False, max_steps=0, init=None, advice="2 of 8 are used"
+    )
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.endswith(" - INFO - 2 of 8 are used"))
+    assert " clips a step (global batch 8)" in "".join(lines[:place])

@@ -118,6 +118,7 @@ def global_batches(log):
 
 AVERAGE = """
 import torch
+from tests.trainer.timings import agree_in_the_first_look
 from trainer.runtime.ranks import average_statistics, join
 with join('cpu') as ranks:
     norm = torch.nn.BatchNorm2d(3)
@@ -130,11 +131,15 @@ with join('cpu') as ranks:
     with ranks.in_turn():
         open('turns', 'a').write(str(ranks.rank))
     assert ranks.from_machine(f"of rank {ranks.rank}") == "of rank 0"
+    agree_in_the_first_look(ranks)
 """
 
 
 def test_statistics_are_averaged_over_ranks(environment, tmp_path):
-    """Two gloo ranks start with different running statistics. Both end with the mean of these statistics."""
+    """Two gloo ranks start with different running statistics. Both end with the mean of these statistics.
+
+    They also make the same choices in the first look, although they would choose differently on their own.
+    """
     for done in programs.run_ranks(*[("-c", AVERAGE)] * 2, environment=environment, cwd=tmp_path):
         shown_by(done)
     assert (tmp_path / "turns").read_text() == "01"
