@@ -107,7 +107,7 @@ def data(
         peer: a program whose published pipeline is measured on the same clips, in an environment of its own. The last
             printed line for mmaction2 is then `ratio R parity ok|red`: Duet's speed relative to the peer's, and whether
             both make the same clips. torchcodec and spdl only read frames; they need FFmpeg's libraries.
-        host: instead, compare code that one process runs for a whole data set with simpler code.
+        host: instead, compare the code that one process runs once for a whole data set with a simpler version.
         toy: use tiny sizes, only to test that the benchmark runs.
         records: folder for the records. The default is benchmarks/records, or with --toy a temporary folder.
     """
@@ -146,7 +146,7 @@ def kernels(count: Literal["registers", "bytes"], every: int = 1, records: Path 
     Args:
         count: registers compiles every launch without a GPU, and counts its registers, shared memory and spills; bytes
             counts the bytes that the launches of a training step move.
-        every: count registers only for every n-th call, and for the heaviest calls of the committed record.
+        every: n, to count registers only for every n-th call, and for the calls that the record names as heaviest.
         records: folder for the records.
     """
     # Triton reads the variable TRITON_INTERPRET when a kernel is defined, so the variable is removed or set before the

@@ -53,9 +53,9 @@ def color_weights(factors: np.ndarray) -> np.ndarray:
 def change_frames(rgb: Tensor, changes: Tensor) -> Tensor:
     """Apply colour jitter and random erasing to the frames of a batch: [N, T, H, W, 3] uint8.
 
-    changes: [N, 9] int32. The first five numbers are the weights, in units of 1 / ONE, of the level itself, of its
-        pixel's red, green and blue, and of 1; the new level is their weighted sum. The other four numbers are the left,
-        top, right and bottom edge of the erased rectangle.
+    changes: [N, 9] int32: own, red, green, blue, offset, left, top, right, bottom. A pixel (r, g, b) gets the new red
+        (own * r + red * r + green * g + blue * b + offset) // ONE; green and blue have own * g and own * b instead of
+        own * r. The last four numbers are the edges of the erased rectangle.
 
     All frames of a clip get the same changes. All operations are on integers, so a clip gets the same pixels on every
     device, whether the code is compiled or not.

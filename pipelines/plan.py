@@ -245,7 +245,7 @@ def random_crops(side: int, numbers: np.ndarray) -> np.ndarray:
 TEST_SEED = 255  # the published code resets its random seed to this value for each stream of each clip
 
 
-@cache  # because seeding a generator is slow, and clips have only a few hundred different lengths
+@cache  # seeding a generator is slow, and clips have only a few hundred different lengths
 def eval_frames(total: int, count: int, num_samples: int) -> np.ndarray:
     """The frames that the published code takes from a clip of `total` frames in testing: [num_samples, count] int64.
 

@@ -78,8 +78,8 @@ ELSEWHERE = {
     "write 1 or more, and leave --index": "tests/pipelines/test_view.py::test_the_worst_skeletons_are_drawn",
     "trust the source and set the environment variable": "tests/trainer/test_predict_live.py::"
     "test_an_address_is_opened_only_if_its_protocols_are_allowed",
-    "look whether the estimator fills in joints": SPOILED,
-    "mean the same clip twice; leave one": SPOILED,
+    "check whether the estimator fills in joints": SPOILED,
+    "have names that mean the same video; leave one": SPOILED,
     "leave this setting out, or use a new process": "tests/trainer/test_tune.py::"
     "test_threads_for_operators_can_only_be_set_in_time",
     **dict.fromkeys(

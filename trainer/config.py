@@ -72,13 +72,13 @@ class OptimConfig:
     precision: PrecisionSetting = "auto"
     """Number format of networks and heatmaps. auto: bf16 on GPUs that have it, fp16 on other GPUs, fp32 on a CPU."""
     impl: Impl = "auto"
-    """The package that computes the update: torch (auto, torch) or NVIDIA's apex."""
+    """The package whose optimizer is used: torch, or NVIDIA's apex. auto: torch."""
     accumulate: Count = 1
     """Number of equal parts into which the clips of a rank are divided; the parts go through the network one by one."""
     logit_adjustment: Rate | None = None
     """Training adds this many times the log frequency of a class to its logit; usually 1. None: nothing is added."""
     ema: Annotated[float, Range(0, 0.9999999)] | None = None
-    """Decay of an exponential moving average of the weights; usually 0.999. None: there is no average."""
+    """Decay of an exponential moving average of the weights; usually 0.999. None: no average is kept."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim")
@@ -161,7 +161,7 @@ class Experiment:
     compile: bool | None = None
     """Whether torch.compile compiles the network. None: on a GPU only, because on a CPU this takes minutes."""
     combine_launches: bool = False
-    """Whether compiled code computes small independent parts of a network in one launch. Only on a GPU."""
+    """Whether small independent kernels that torch.compile generates share one launch. Only on a GPU."""
     fused: tuple[FusedPart, ...] = ()
     """Parts of the network that our kernels compute (kernels/blocks/README.md)."""
     cuda_graph: bool = False
@@ -171,9 +171,9 @@ class Experiment:
     cudnn_benchmark: bool | None = None
     """Whether cuDNN times its algorithms for each convolution. None: a run on a GPU times both choices at its start."""
     threads: Threads | None = None
-    """Threads of each rank that compute on the CPU. None: as many as torch takes by default."""
+    """Threads of each rank that compute on the CPU. None: torch's default number."""
     interop_threads: Threads | None = None
-    """Threads of each rank for independent operators on the CPU. None: as many as torch takes by default."""
+    """Threads of each rank for independent operators on the CPU. None: torch's default number."""
     prefetch: Count = 2
     """Batches that are prepared in advance."""
     decode_threads: Threads | None = None
@@ -224,7 +224,7 @@ def fit_to_data(model: ModelConfig, data: DataConfig, clip: ClipConfig) -> Model
     if not data.coarse_map and (settings := no_coarse_heads(model)):
         raise UserError(
             f"data.coarse_map=() gives no coarse classes, but this network has coarse heads: set "
-            f"{' and '.join(settings)}, or name with --coarse-map a text file with {data.num_classes} numbers"
+            f"{' and '.join(settings)}, or give --coarse-map a text file with {data.num_classes} numbers"
         )
     if isinstance(model, SingleStreamConfig):
         num_coarse, in_channels = check_map(data), 3 if model.stream == "rgb" else num_channels
@@ -265,7 +265,7 @@ def check_frames(model: ModelConfig, clip: ClipConfig) -> None:
 
 
 def check_augmentation(clip: ClipConfig, streams: tuple[Stream, ...]) -> None:
-    """Raise UserError if a change of clips is set for a stream that the network does not read."""
+    """Raise UserError if an augmentation is set for a stream that the network does not read."""
     settings = {"color_jitter": "rgb", "erasing": "rgb", "fade_background": "rgb"}
     settings |= {"joint_noise": "pose", "joint_drop": "pose"}
     for name, stream in settings.items():

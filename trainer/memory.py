@@ -13,8 +13,8 @@ def gradients(run: Run, network: nn.Module, part: Batch) -> list[Tensor]:
     """The gradients of a part of a batch, for all weights that get a gradient.
 
     Changes the network's buffers, which `recover` (trainer/step.py) restores. The gradients are not added to
-    `weight.grad`, because DDP would count that as a step. The loss is not scaled, because the initial scale of fp16
-    would make some gradients infinite.
+    `weight.grad`, because DDP would then exchange them between ranks. The loss is not scaled, because the initial
+    scale of fp16 would make some gradients infinite.
     """
     _, loss = loss_of(run, network, part)
     grads = torch.autograd.grad(loss, list(run.network.parameters()), allow_unused=True)

@@ -48,7 +48,7 @@ def _measure(target: Target, python: Path | None) -> Iterator[Result]:
     if target.device.type == "cpu":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # later threads and processes stay on this core
         torch.set_num_threads(1)
-        keep_freed_memory()  # training on a CPU does this, too
+        keep_freed_memory()  # as in training on a CPU
     for case, frames in packs.items():
         loader = loader_of(frames, configs[case], target.device, *((3, 2) if target.toy else (BATCH, BATCHES)))
         if python is None:

@@ -16,10 +16,10 @@ from pipelines.videos.find import clip_name
 
 SHARE = 0.1  # a fault of the joints is fatal if more than this share of the clips with people have it
 MOST = 0.5  # "most" joints of a clip, or "most" clips of a data set, are more than this share
-NEAR_CORNER = 0.05  # joints that stay this close to (0, 0), as a share of the image's sides, are not in pixels
-FEW_PIXELS = 10.0  # joints in metres, or as fractions of the image size, stay below this
-SMALLEST_IMAGE = 64  # FEW_PIXELS is only used for images whose sides have at least this many pixels
-NEGATIVE = 0.2  # joints count as centred at 0 if at least this share of the x, and also of the y, is negative
+NEAR_CORNER = 0.05  # joints are not in pixels if all are this close to (0, 0), as a share of the image's sides
+FEW_PIXELS = 10.0  # joints are not in pixels, but in metres or scaled down, if no x or y is farther from 0 than this
+SMALLEST_IMAGE = 64  # FEW_PIXELS is only used for images with at least this many pixels on each side
+NEGATIVE = 0.2  # joints count as centred at 0 if at least this share of their x, and of their y, is negative
 FAR = 3.0  # joints that extend to this many times the image's size count as scaled up
 OVERSHOOT = 1.5  # estimators that read scores from heatmaps write scores a little above 1, but never above this
 STRAY = 0.02  # share of the joints of a good clip that may be outside the image
@@ -27,7 +27,7 @@ POSTURES = 500  # number of clips whose posture is checked
 
 
 def joint_findings(table: ClipTable, skeleton: Skeleton | None = None) -> list[Finding]:
-    """What is wrong with joints and scores. `skeleton`: the joint layout, or None if it is not known."""
+    """The faults of the joints and scores of a data set. `skeleton`: the joint layout, or None if it is unknown."""
     return [*_scale(table), *_scores(table), *_other_joints(table), *_posture(table, skeleton), *_twice(table)]
 
 
@@ -218,7 +218,7 @@ def _other_joints(table: ClipTable) -> Iterator[Finding]:
         yield clip_finding("constant", table, constant, text, fatal=False)
     partly = (measures["still"] > 0) & ~constant
     if _most(table, partly, MOST):
-        text = "at least one joint is constant while others move; look whether the estimator fills in joints"
+        text = "at least one joint is constant while others move; check whether the estimator fills in joints"
         yield clip_finding("constant", table, partly, text, fatal=False)
     point = (measures["drawn"] > 0) & (measures["size"] == 0) & ~constant & (table.num_joints > 1)
     if point.any():
@@ -299,7 +299,7 @@ def _twice(table: ClipTable) -> Iterator[Finding]:
         twice = {name for name, count in Counter(clips).items() if count > 1}
         names = [str(name) for name, clip in zip(table.names, clips, strict=True) if clip in twice]
         text = (
-            f"the names of {len(names)} clips, such as {names[0]} and {names[1]}, mean the same clip twice; leave one "
+            f"{len(names)} clips, such as {names[0]} and {names[1]}, have names that mean the same video; leave one "
+            "of them out"
         )
-        text += "of them out"
         yield Finding("twice", names, text, False)

@@ -1,6 +1,6 @@
 """Whether a container asks players to hide the edges of the frames: `clap` in .mp4 and .mov, PixelCrop in .mkv.
 
-FFmpeg's libraries and OpenCV ignore this, and so do we: annotations that were made with them belong to whole frames.
+FFmpeg's libraries, OpenCV and Duet ignore this. Annotations that were made with these programs fit the whole frames.
 `verify` says how many videos have hidden edges. Edges that the stream itself hides are never decoded.
 """
 
@@ -93,7 +93,8 @@ def _number(data: bytes, position: int, keep_length: bool) -> tuple[int, int]:
     """A number of variable length, and the position after it.
 
     The leading zero bits of the first byte say how long the number is. keep_length: whether the bit after these zeros
-    belongs to the number. A length whose bits are all ones means that the element extends to the end.
+    belongs to the number. A length whose bits are all ones means that the element extends to the
+    end of `data`.
     """
     first = data[position] if position < len(data) else 0
     length = 9 - first.bit_length()

@@ -234,7 +234,7 @@ def test_mutants_die(name, tmp_path, poisoned):
         expected = reference.render_heatmaps(joints, **options)
         try:
             drawn = draw_fused(mutant, joints, options)
-        except InterpreterError:  # the mutant casts a NaN to an integer: pytest makes NumPy's warning an error
+        except InterpreterError:  # a cast of NaN to an integer: NumPy warns, and pytest makes this an error
             return
         if not torch.allclose(drawn, expected, atol=TOLERANCE[expected.dtype], rtol=0):
             return

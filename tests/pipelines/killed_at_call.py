@@ -27,7 +27,8 @@ def count(name: str) -> None:
 
 
 calls, point = 0, int(sys.argv[1])
-sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])  # a fork does not read this variable by itself
+# A fork of a running Python does not read PYTHONPATH again, so the folder is added here.
+sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])
 start = importlib.import_module(f"{sys.argv[2]}.__main__").start
 sys.argv = sys.argv[2:]
 for name in CALLS:

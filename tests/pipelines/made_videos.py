@@ -218,13 +218,13 @@ def _box(data: bytes, *names: bytes) -> tuple[int, int]:
 
 
 def _with_edit_list(data: bytes, made: Made) -> bytes:
-    """Change the edit list so that it hides frames."""
+    """Return the .mp4 file `data` with an edit list that hides the frames counted by `made.hide`."""
     start, end = _box(data, b"moov", b"trak", b"edts", b"elst")
     head, _ = _box(data, b"moov", b"mvhd")
     movie_scale = int.from_bytes(data[head + 20 : head + 24])
     first, last = TIMES[made.time](made.hide[0]), TIMES[made.time](made.count - made.hide[1])
     assert int.from_bytes(data[start + 12 : start + 16]) == 1  # the number of entries in the list
-    shift = int.from_bytes(data[start + 20 : start + 24])  # the time at which the first frame is stored
+    shift = int.from_bytes(data[start + 20 : start + 24])  # the media time of the first frame
     length = round((last - first) * UNIT * movie_scale)
     entry = struct.pack(">II", length, shift + first - TIMES[made.time](0))
     return data[: start + 16] + entry + data[start + 24 : end] + data[end:]

@@ -11,9 +11,9 @@ from pipelines.plan import ClipPlan, aligned_rgb_frames, eval_frames, spread_fra
 
 
 def train_frames(total: int, count: int, rng: np.random.RandomState) -> np.ndarray:
-    """Return `count` frame numbers of a clip of `total` frames, one in each of `count` equal spans.
+    """Return `count` random frame numbers of a clip of `total` frames: [count] int64 in [0, total).
 
-    Short clips are repeated. Returns [count] int64 in [0, total).
+    A clip of fewer than `count` frames is repeated, from a random frame on.
     """
     frames = rng.randint(0, total) + np.arange(count) if total < count else spread_frames(total, count, rng)
     return np.mod(frames, total)

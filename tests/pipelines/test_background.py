@@ -12,9 +12,9 @@ BOX = torch.tensor([[100.0, 50.0, 300.0, 250.0]])
 
 
 def near(joints, flip: bool = False, box: torch.Tensor = BOX) -> np.ndarray:
-    """How near each part of the frames of one clip is to the people: [T, GRID, GRID].
+    """How near each cell of a clip's frames is to the people: [T, GRID, GRID], from 0 (far) to 1 (near).
 
-    joints: [T, M, 2, 3] in shares of the box, of which only the limb between the two joints is drawn.
+    joints: [T, M, 2, 3] (x, y, score), the two ends of each person's only limb, with x and y as shares of the box.
     """
     scaled = torch.tensor(joints, dtype=torch.float32)[None].clone()
     scaled[..., :2] = (scaled[..., :2] * 200 + torch.tensor([100.0, 50.0])) * (scaled[..., 2:] > 0)
@@ -44,7 +44,7 @@ def test_a_frame_without_people_shows_where_they_are_in_the_other_frames():
     np.testing.assert_array_equal(found[1], found[[0, 2]].max(axis=0))
     assert (found[2] >= found[0]).all()
     assert found[2].sum() > 1.5 * found[0].sum()
-    assert found[0].sum() > found[3].sum() > 0  # of `half`, only the joint that exists counts
+    assert found[0].sum() > found[3].sum() > 0  # `half` has only one joint, and no limb
     assert (near([[nobody], [nobody]]) == 1).all()
 
 

@@ -1,4 +1,4 @@
-"""Strangers may have made or changed a pack: no line of its manifest and no link leads a program out of the pack."""
+"""Packs may come from strangers: no line of the manifest and no link lets a program touch files outside the pack."""
 
 import io
 import json

@@ -315,7 +315,7 @@ def test_region_of_the_published_rule():
 
 @pytest.mark.parametrize(("total", "side"), [(20, 200), (32, 200), (33, 40), (47, 40), (64, 40), (90, 40)])
 def test_smallest_box_where_one_frame_is_wide(total, side):
-    """Every sample of 32 frames contains the wide frame if the clip has at most 32 frames, but not if it has more."""
+    """The person is wide in one frame. Every sample of 32 frames contains it only if the clip has at most 32 frames."""
     joints = np.zeros((1, total, 17, 2), np.float32)
     joints[..., 0] = joints[..., 1] = np.linspace(20, 60, 17)
     joints[:, 10] = np.linspace(20, 220, 17)[:, None]

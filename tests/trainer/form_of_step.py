@@ -1,7 +1,7 @@
-"""Replaces trainer/runtime/tuning/trial.py in tests: it answers as that program does, but computes nothing.
+"""Replaces trainer/runtime/tuning/trial.py in tests: gives the same kinds of answers, but computes nothing.
 
-The experiment's `prefetch` chooses its behaviour, and FORMS lists the choices. If the behaviour is to hang, to crash or
-to be killed, this really happens.
+The experiment's `prefetch` chooses the behaviour of this program from FORMS. The behaviours `hangs`, `crashes` and
+`killed` are real, and not simulated.
 """
 
 import json

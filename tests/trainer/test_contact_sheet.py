@@ -138,7 +138,7 @@ def test_skeletons_of_training_clips_lie_on_their_frames(build) -> None:
 
 
 def test_no_skeleton_is_drawn_below_a_heatmap(tmp_path: Path) -> None:
-    """A heatmap may show another frame than the picture above it, so the skeleton of that picture would not fit it."""
+    """A heatmap may show another frame than the picture above, so the picture's skeleton might not fit the heatmap."""
     batch = batch_of(1, 1)
     assert batch.rgb is not None
     plain, image = (

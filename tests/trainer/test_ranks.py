@@ -1,4 +1,4 @@
-"""Runs with any number of processes have the same clips and one journal, whatever program started the processes."""
+"""Runs with any number of processes read the same clips and write one log, whatever program started the processes."""
 
 import json
 import socket
@@ -55,7 +55,7 @@ def test_torchrun_on_two_machines_of_one_rank_each(tiny_pose, environment, tmp_p
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_machines_that_do_not_see_the_same_work_dir(tiny_pose, environment, tmp_path, resume):
-    """A new run is refused. A resume is refused if one machine lacks the snapshot, because weights would differ."""
+    """A new run is refused. A resume is refused if one machine lacks the snapshot, as its weights would differ."""
     here, there = tmp_path / "here", tmp_path / "there"
     trainer = ("-m", "trainer", *tiny_pose)
     if resume:

@@ -121,7 +121,7 @@ def test_few_records_tell_what_all_records_tell(tmp_path):
 
 
 def test_a_real_run_is_stopped_then_finished(tiny, tmp_path, capsys):
-    """The files come from a real training run, and not from a test."""
+    """The files are written by a real training run, and not by `a_run`."""
     words = [*tiny, "--work-dir", str(tmp_path / "run")]
     assert run_command([*words, "--max-steps", "7"]) == 0
     assert read_run(tmp_path / "run").state() == "stopped"

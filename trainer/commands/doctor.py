@@ -32,7 +32,7 @@ SHARED_MEMORY = 1  # GB of free shared memory, which NCCL and worker processes n
 # for each optional extra of Duet, one of its packages
 EXTRAS = {"export": "onnxscript", "pose": "rtmlib", "wandb": "wandb"}
 CORES = 4  # number of CPU cores that one GPU needs: they plan, read and decode its batches
-# For the first word of an experiment's name: the published names of its annotation files and of its videos.
+# The published names of annotation files and of videos. The key is the first word of an experiment's name.
 PUBLISHED_DATA = {
     "ntu60": ("ntu60_2d.pkl of MMAction2 (pyskl: ntu60_hrnet.pkl)", "NTU RGB+D 60"),
     "ntu120": ("ntu120_2d.pkl of MMAction2 (pyskl: ntu120_hrnet.pkl)", "NTU RGB+D 120"),
@@ -104,7 +104,9 @@ def machine(device: str = "auto") -> Iterator[Finding]:
     yield compiler(sees_gpu())
     yield apex()
     yield extras()
-    yield space("disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to another disk")
+    yield space(
+        "disk", Path.cwd(), SPACE, "packs of NTU-60 take about 35 GB: set data.packs to a folder on another disk"
+    )
     yield space("/dev/shm", Path("/dev/shm"), SHARED_MEMORY, "start the container with --shm-size 8g")
     yield cpu(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
@@ -168,7 +170,7 @@ def dali(driver: Driver | None, on_gpu: bool) -> Finding:
 
 
 def ffmpeg(version: str) -> Finding:
-    """Report the version of PyAV's FFmpeg, and whether videos from unknown sources can exploit its faults."""
+    """Report the version of PyAV's FFmpeg, and whether it has known vulnerabilities that a video can exploit."""
     numbers = re.match(r"n?(\d+)\.(\d+)(?:\.(\d+))?", version)
     if numbers is not None and tuple(int(number or 0) for number in numbers.groups()) >= SAFE_FFMPEG:
         return Finding("FFmpeg", "ok", f"{version}, decodes video on the CPU")

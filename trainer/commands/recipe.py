@@ -148,7 +148,7 @@ def make_page(place: Place, device: str) -> None:
 
 
 def page_table(table: Table, title: str = "", notes: Sequence[str] = ()) -> PageTable:
-    """A table of the console as one of a page. `title`: by default that of the table."""
+    """Convert a table of the console to a table of the page. Without `title`, it keeps its own title."""
     columns = [[text_of(cell) for cell in column.cells] for column in table.columns]
     head, rows = [text_of(column.header) for column in table.columns], [list(row) for row in zip(*columns, strict=True)]
     return PageTable(title=title or str(table.title), head=head, rows=rows, notes=list(notes))
@@ -179,7 +179,7 @@ def run_table(place: Place) -> Table:
 
 
 def results(place: Place) -> Iterator[Result]:
-    """The metrics of each evaluation and of each fusion. The name of a fusion says of how many clips it is."""
+    """The metrics of each evaluation and of each fusion. A fusion's name includes its number of clips."""
     for stage in place.recipe.stages:
         if isinstance(stage, Evaluate | Fuse):
             stored = read_scores(place.of(stage.name) / SCORES)

@@ -1,8 +1,9 @@
-"""MMPose's predictions: a list of frames with `instances`, alone or as `instance_info` beside `meta_info`.
+"""Reads MMPose's predictions: a list of frames, each with its people in `instances`.
+
+The list is the whole content of the file, or the value of `instance_info` beside `meta_info`.
 
 Source: docs/sources.md, "Formats of poses". The demo scripts count frames from 1 and the inferencer from 0, so
-settle.py infers from the numbers which of the two was used. For a single image the inferencer writes the list of
-instances alone.
+settle.py infers from the numbers which of the two was used. For a single image, the content is the list of people.
 """
 
 from typing import Any
@@ -13,7 +14,10 @@ LAYOUTS = ("coco17", "halpe26", "coco133body", "openpose28")
 
 
 def read(content: Any, number: int | None) -> Recording | None:
-    """The poses in the content of a JSON file, or None if it has another format. See coco.py for `number`."""
+    """The poses in the content of a JSON file, or None if it has another format.
+
+    number: the frame number for frames without `frame_id`.
+    """
     frames = content.get("instance_info") if isinstance(content, dict) else content
     if of_dicts(frames, "keypoint_scores"):
         frames = [{"frame_id": number, "instances": frames}]

@@ -36,7 +36,7 @@ def series_of(run: PastRun) -> Records:
 
 
 def thinned(column: Sequence[float | None]) -> list[float | None]:
-    """A series of at most MOST_POINTS values. None and values that are not finite become None."""
+    """The column shortened to at most MOST_POINTS values by averaging. Values that are not finite become None."""
     values = np.array([np.nan if value is None else value for value in column], np.float64)
     if len(values) > MOST_POINTS:
         stretches = np.array_split(values, MOST_POINTS)

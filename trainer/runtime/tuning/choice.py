@@ -99,7 +99,7 @@ def in_words(before: Experiment, after: Experiment) -> str:
 
 
 def key_of(experiment: Experiment, device: str, clips: int, alone: bool, cores: int) -> dict[str, Any]:
-    """What the fastest settings depend on. Two runs with equal keys compute the same step on the same hardware.
+    """The key of the cache. Two runs with equal keys compute the same step on the same hardware.
 
     device: cpu or cuda. clips: number of clips in a step of one rank. alone: whether the run has one rank only.
     cores: number of CPU cores of one rank.
@@ -191,10 +191,10 @@ class Lookup:
     command: str
 
     def settings_for(self, experiment: Experiment, ranks: Ranks) -> tuple[Experiment, str | None]:
-        """The experiment with its tuned settings on rank 0, and a sentence for the user, or None if there are none.
+        """The experiment with its tuned settings, and a sentence for the user, or None if the cache has no settings.
 
-        The experiment of the other ranks does not change. If the ranks have different cards, the experiment of rank 0
-        does not change either. All ranks call this together.
+        Only rank 0 gets the tuned settings; the other ranks get `experiment` and None. If the ranks have different
+        cards, rank 0 gets `experiment` too. All ranks call this together.
         """
         device = ranks.device.type
         cores = cores_of_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -28,13 +28,13 @@ from trainer.settings import override
 GAIN = 1.02
 FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
 TURN = 0.5  # in each round a form is timed for this many seconds, or for one step if the step takes longer
-# By how much the losses and the gradient norms of a form may differ from those of the default step, relative to them.
+# Largest relative difference between the losses, or the gradient norms, of a form and of the default step.
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 NORM_BOUNDS = {"fp32": 0.05, "bf16": 0.3, "fp16": 0.3}
 PATIENCE = 1800.0  # seconds in which a form must be compiled and ready
 
 Verdict = Literal["default", "chosen", "no faster", "wrong", "failed", "hung", "no memory", "not tried"]
-Show = Callable[[str, float], None]  # takes a text about the progress, and the share of the time that is used up
+Show = Callable[[str, float], None]  # shows a text about the progress, and how much of the time is used up, from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Row:
     """The result of trying a change. An empty `change` means the default step.
 
     ratio: lower quartile, median and upper quartile of the speed of the step with the change, divided by the speed of
-    the step with which it was compared. clips_per_s: the median speed of one rank. gb: the largest amount of memory.
+    the step with which it was compared. clips_per_s: the median speed of one rank. gb: the peak memory in GB.
     reason: why the change got its verdict, or empty.
     """
 
@@ -128,7 +128,7 @@ class Search:
         self._worker, self._patience, self._num_ranks, self._interrupt = worker, patience, num_ranks, interrupt
         self._clips, self._cores = experiment.optim.batch_size // num_ranks, cores_of_rank(num_ranks)
         self._key = key_of(experiment, device, self._clips, num_ranks == 1, self._cores)
-        # the losses with which those of later forms are compared, without the loader (False) and with it (True)
+        # the losses of the first incumbent without the loader (False), and of the first with it (True)
         self._losses: dict[bool, dict[str, Any]] = {}
         self._incumbent: Child | None = None  # runs the fastest form so far
         self._challenger: Child | None = None  # runs the form that is being tried
@@ -163,7 +163,7 @@ class Search:
         self._keep()
 
     def end(self) -> None:
-        """End both processes. `_start_incumbent` starts the incumbent again when it is needed."""
+        """End the processes of the incumbent and the challenger. `_start_incumbent` can start an incumbent again."""
         for child in (self._incumbent, self._challenger):
             if child is not None:
                 child.end()
@@ -189,9 +189,9 @@ class Search:
                 ) from None
 
     def _start_incumbent(self, experiment: Experiment, with_loader: bool) -> Child:
-        """Return the process that runs the fastest form of the step so far, and start it if there is none.
+        """Return the incumbent, the process with which other forms are compared. If there is none, start `experiment`.
 
-        The losses of the first form that starts are kept, and the losses of all other forms are compared with them.
+        The losses of the first incumbent are kept, and the losses of all other forms are compared with them.
         """
         if self._incumbent is None:
             what = "the default step" if experiment == self.result.default else "the fastest step so far"
@@ -227,7 +227,7 @@ class Search:
             self._keep()
 
     def _compare_with_default(self) -> None:
-        """If several changes were chosen: measure all of them together against the default."""
+        """If several changes were chosen, compare the step with all of them to the default step."""
         chosen = [row for row in self.result.rows if row.verdict == "chosen"]
         if len(chosen) > 1:
             self.end()
@@ -239,7 +239,7 @@ class Search:
                 self.result.experiment, self.result.gain = default, 1.0
 
     def _try(self, name: str, experiment: Experiment, rival: Experiment, with_loader: bool) -> Row:
-        """Compare a form of the step with its `rival`, the fastest form so far, and add a row."""
+        """Compare a form of the step with the form `rival`, and add the result to the rows."""
         budget = (self._seconds - self._used) / max(1, self._of - self._tried)
         row = Row(name, "no faster", with_loader=with_loader)
         try:
@@ -263,9 +263,9 @@ class Search:
         return row
 
     def _race(self, row: Row, challenger: Child, incumbent: Child, budget: float) -> Row:
-        """Time both processes in turn for about `budget` seconds, and return the completed row. Raises Lost.
+        """Time both processes in turn for about `budget` seconds, and return the row with the speeds.
 
-        The race ends early once it is clear that the challenger does not win.
+        Ends early once it is clear that the challenger does not win. Raises Lost if one of the processes fails.
         """
         ready = challenger.answer()
         steps, end, ratios, own = steps_of_turn(ready["seconds"]), self._used + budget, [], []
@@ -337,7 +337,7 @@ def disagreement(expected: dict[str, Any], losses: dict[str, Any]) -> str | None
 
 
 def why_no_loader(experiment: Experiment) -> str | None:
-    """Why batches cannot be read before data are made, or None if they can be read."""
+    """Why the loader cannot read batches yet (annotations or packs are missing), or None if it can."""
     missing = [file for file in annotation_files(experiment) if not file.is_file()]
     if missing:
         return f"{missing[0]} does not exist yet"
