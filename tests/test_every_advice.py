@@ -87,6 +87,8 @@ ELSEWHERE = {
     ),
     "leave the column `split` out": "tests/pipelines/test_copies.py::"
     "test_a_given_split_with_copies_on_both_sides_is_told",
+    "if that is wrong, set data.rotation=stored": "tests/pipelines/test_turned_videos.py::"
+    "test_the_setting_decides_for_files_of_others_and_makes_other_clips",
     "run the same command again": "tests/pipelines/test_prepare.py::test_killed_runs_go_on_to_the_same_bytes",
     "try again when no run uses this pack": "tests/pipelines/test_pack_users.py::"
     "test_nothing_is_dropped_while_clips_are_made",
