@@ -177,7 +177,7 @@ WAYS: dict[str, tuple[Callable[[dict, np.random.Generator], None], str]] = {
     "never trained": (never_trained, "never occur in train"),
     "overlap": (overlapping, "training clips too"),
     "twice by content": (twice_by_content, "twice"),
-    "twice by name": (twice_by_name, "twice"),
+    "twice by name": (twice_by_name, "mean the same video"),
     "3-D": (each_clip(three_d), "three-dimensional"),
 }  # fmt: skip
 
