@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from pipelines.annotations import table as annotation_table
+from pipelines.annotations.build import build
 from pipelines.annotations.table import ClipTable, open_table
 from pipelines.packs.format import PackSettings
 from pipelines.packs.pack import Pack
@@ -146,6 +148,15 @@ def scene(tmp_path) -> Callable[..., Scene]:
 @pytest.fixture(scope="session")
 def scene_class() -> type[Scene]:
     return Scene
+
+
+@pytest.fixture
+def build_here(monkeypatch) -> None:
+    """Build tables of annotations in this process, for tests that build many of them.
+
+    The process in which programs build tables is started in tests such as test_hostile_annotations.py.
+    """
+    monkeypatch.setattr(annotation_table, "build_in_child", build)
 
 
 class Data:

@@ -8,6 +8,8 @@ import pytest
 from pipelines.annotations.schema import AnnotationError
 from tests.pipelines.annotated import clip, table_of
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 
 def complaint(folder: Path, content) -> str:
     with pytest.raises(AnnotationError) as refused:

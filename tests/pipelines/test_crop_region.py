@@ -20,6 +20,8 @@ from pipelines.prepare.make import prepare
 from pipelines.skeleton import COCO_17
 from tests.pipelines.oracles import least_extent
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 KINDS = ("walker", "at the border", "one frame", "one joint", "tiny", "appears", "nobody", "jumps", "far outside")
 
 

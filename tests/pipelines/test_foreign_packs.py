@@ -15,6 +15,8 @@ from pipelines.prepare.inventory import drop
 from pipelines.sealed_arrays import array_file
 from tests.programs import run_here
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 
 def lines_of(pack: Path) -> list[dict]:
     return [json.loads(line) for line in (pack / "manifest.jsonl").read_text().splitlines()]

@@ -100,7 +100,7 @@ def test_content_of_any_size_in_a_small_file_is_refused(tmp_path, case):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_keys_that_take_long_to_hash_are_refused_before_they_are_hashed(tmp_path, make):
+def test_keys_that_take_long_to_hash_are_refused_before_they_are_hashed(tmp_path, make, build_here):
     """The keys and set members are a tuple whose hash would take years, and integers that all have the same hash."""
     for key in (b"K\x01" + b"2\x86" * 45, b"\x8a\x10" + (1 << 100).to_bytes(16, "little"), b"(K\x01\x91"):
         assert "contains a key that is a" in refusal(tmp_path, MAKERS[make] % key)
@@ -108,7 +108,7 @@ def test_keys_that_take_long_to_hash_are_refused_before_they_are_hashed(tmp_path
         assert "contains a key" not in refusal(tmp_path, MAKERS[make] % key)
 
 
-def test_annotations_with_numbers_as_keys_are_read(tmp_path):
+def test_annotations_with_numbers_as_keys_are_read(tmp_path, build_here):
     extra = {1: 0, 2.5: 0, None: 0, np.int64(7): 0, b"a": 0, "ordered": collections.OrderedDict(a=1)}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path = tmp_path / f"{protocol}.pkl"

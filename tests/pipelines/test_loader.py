@@ -17,6 +17,8 @@ from pipelines.packs.source import PackFrames
 from pipelines.skeleton import COCO_17
 from pipelines.view import joints_in
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 CONFIG = ClipConfig(
     skeleton=COCO_17, rgb_frames=3, pose_frames=8, rgb_size=48, rgb_size_val=64, heatmap_size=16, heatmap_size_val=16
 )

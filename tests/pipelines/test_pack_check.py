@@ -12,6 +12,8 @@ from pipelines.packs.format import PackError
 from pipelines.prepare.check import check_pack
 from tests.programs import run_here
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 
 def faults(folder: Path) -> list[tuple[str, Path, str]]:
     return list(check_pack(folder, Console(quiet=True)))

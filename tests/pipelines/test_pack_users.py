@@ -22,6 +22,8 @@ from pipelines.prepare.users import User, key_of
 from tests.pipelines.test_shared_packs import as_format_2
 from trainer.cli import dispatch
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 
 def said_by(function, data, **options) -> str:
     said = io.StringIO()

@@ -166,12 +166,12 @@ def workers_of(parent: int) -> list[int]:
 
 
 def test_killed_runs_go_on_to_the_same_bytes(scene):
-    work = scene(*[30 + number for number in range(20)])
+    work = scene(*[30 + number for number in range(12)])
     expected_folder = work.folder / "unbroken"
     work.prepare(expected_folder, workers=1)
     made = []
-    for stop_at in (1, 4, 7):
-        process = programs.start(*words_of(work, "--workers", "2"), stdout=None, stderr=subprocess.DEVNULL)
+    for stop_at in (1, 5):
+        process = programs.Fork(words_of(work, "--workers", "2"))
         while len(list((work.out / "clips").glob("*.mov"))) < stop_at:
             assert process.poll() is None
             time.sleep(0.005)
@@ -186,10 +186,10 @@ def test_killed_runs_go_on_to_the_same_bytes(scene):
     (work.out / "clips" / "torn.mov.123.tmp").write_bytes(b"half a clip")
     with open(work.out / "manifest.jsonl", "a") as manifest:
         manifest.write('{"name": "S001C0')  # a line that was cut off by a kill
-    finished = run(work)
+    finished = programs.run_forked(*words_of(work))
     assert finished.returncode == 0, finished.stderr
     assert made == sorted(made)
-    assert made[-1] < 20
+    assert made[-1] < 12
     assert digests(work.out) == digests(expected_folder)
 
 
@@ -254,29 +254,28 @@ def joints_with_holes(
     return np.concatenate([joints, np.ones((*joints.shape[:3], 1))], axis=-1)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 2**31),
-    total=st.integers(1, 40),
-    persons=st.integers(0, 3),
-    spread=st.sampled_from([0.5, 3, 10, 40, 150]),
-    missing=st.sampled_from([0, 0.1, 0.6, 0.95]),
+KINDS_OF_CLIPS = st.tuples(
+    st.integers(1, 40),  # frames
+    st.integers(0, 3),  # people
+    st.sampled_from([0.5, 3, 10, 40, 150]),  # spread
+    st.sampled_from([0, 0.1, 0.6, 0.95]),  # share of missing joints
 )
-def test_region_holds_every_sampled_box(tmp_path_factory, film, seed, total, persons, spread, missing):
+
+
+@settings(deadline=None, max_examples=6)
+@given(seed=st.integers(0, 2**31), kinds=st.lists(KINDS_OF_CLIPS, min_size=10, max_size=10))
+def test_region_holds_every_sampled_box(tmp_path_factory, film, seed, kinds):
     rng = np.random.RandomState(seed)
-    joints = joints_with_holes(rng, total, persons, spread, missing)
+    clips = [joints_with_holes(rng, *kind) for kind in kinds]
     folder = tmp_path_factory.mktemp("region")
-    table = film.table(folder, [film.annotation("clip", joints, 320, 240)])
-    region = crop_region(table.clip_joints(0)[..., :2], 240, 320).region
-    rows = np.zeros(1, np.int64)
+    table = film.table(folder, [film.annotation(f"clip{i}", joints, 320, 240) for i, joints in enumerate(clips)])
+    rows = np.arange(len(clips))
+    region = np.array([crop_region(table.clip_joints(row)[..., :2], 240, 320).region for row in rows])
     plans = [plan_train(table, rows, CONFIG, seed, epoch) for epoch in range(20)]
     whole = [plan_eval(table, rows, CONFIG, clip, count) for clip, count in ((0, 1), (0, 10), (9, 10))]
     for plan in [*plans, *whole]:
-        left, top, right, bottom = plan.box[0]
-        assert left >= region[0]
-        assert top >= region[1]
-        assert right <= region[2]
-        assert bottom <= region[3]
+        assert (plan.box[:, :2] >= region[:, :2]).all()
+        assert (plan.box[:, 2:] <= region[:, 2:]).all()
 
 
 def test_a_video_that_could_not_be_decoded_for_another_pack_is_not_tried_again(scene, tmp_path):

@@ -19,6 +19,8 @@ from pipelines.prepare.locks import make_clips
 from pipelines.prepare.run import Run
 from trainer.experiments import EXPERIMENTS
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 
 def test_nothing_but_a_changed_clip_is_encoded_again(data):
     """Other splits, orders, frame counts, annotation files and experiments use clips that are already in the pack."""

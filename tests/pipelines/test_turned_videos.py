@@ -27,6 +27,8 @@ from pipelines.videos.source import check_videos, open_videos
 from pipelines.videos.turn import Turn
 from tests.pipelines.made_videos import Made, make, number_of
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 QUIET = Console(quiet=True)
 HALF, CLOCKWISE = Turn.of_code("011"), Turn.of_code("110")
 PLAIN, TURNED, UPSIDE_DOWN = (

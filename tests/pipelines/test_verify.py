@@ -18,6 +18,8 @@ from pipelines.verify.report import unusable, verify
 from pipelines.videos.header import read_header
 from tests.programs import run
 
+pytestmark = pytest.mark.usefixtures("build_here")
+
 CONFIG = DemoConfig(num_train=24, num_val=12, size=(96, 64), num_frames=(12, 16))
 CUT = 16  # index of the demo's broken video
 EMPTY = 8  # index of the demo's clip without a skeleton

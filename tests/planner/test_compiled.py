@@ -110,7 +110,7 @@ from torch._inductor.graph import GraphLowering
 
 stand_in_for_torch(CARDS["sm_75"])
 GraphLowering.compile_to_module = lambda graph: print(graph.codegen()[0].value) or SimpleNamespace(call=print)
-with planning({}) as backend:
+with planning({"pattern_matcher": False}) as backend:  # torch takes seconds to collect its patterns
     for dtype in (precision().dtype, torch.bfloat16):
         heatmap = on_card(torch.empty(2, 17, 8, 8, dtype=dtype))
         torch.compile(lambda x: x.relu() * 2, fullgraph=True, backend=backend)(heatmap)

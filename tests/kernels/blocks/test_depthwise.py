@@ -205,7 +205,7 @@ def test_what_is_convolved_is_rounded(rounding):
 
 
 def test_any_layout_and_an_expanded_gradient(fenced):
-    (x, weight, scale, shift), settings = make_case("two clips, strips down, stride 2")
+    (x, weight, scale, shift), settings = make_case("two clips")
     backwards = weight.transpose(0, 3).contiguous().transpose(0, 3)
     expanded = scale[:1].expand_as(scale)
     assert not failures(fused.depthwise_conv, (x.contiguous(), backwards, expanded, shift), settings)
@@ -218,7 +218,7 @@ def test_any_layout_and_an_expanded_gradient(fenced):
 
 
 def test_only_the_wanted_gradients(fenced):
-    (x, weight, scale, shift), settings = make_case("two clips, strips down, stride 2")
+    (x, weight, scale, shift), settings = make_case("two clips")
     y, mean, *_ = call(fused.depthwise_conv, (x, weight, scale.requires_grad_(), shift), settings)
     (y.sum() + mean.sum()).backward()
     assert scale.grad is not None
@@ -238,7 +238,7 @@ def test_no_image(stride, fenced):
 
 
 def test_autocast_computes_in_its_type_and_gradients_come_back_in_their_own(fenced):
-    inputs, settings = make_case("two clips, strips down, stride 2")
+    inputs, settings = make_case("two clips")
     leaves = [tensor.requires_grad_() for tensor in inputs]
     for module in (fused, reference):
         with torch.autocast("cpu", torch.bfloat16):
@@ -298,7 +298,7 @@ def test_operators_are_registered_as_torch_wants(case):
 
 
 def test_a_weight_in_float32_is_taken_as_if_rounded(fenced, rounding):
-    (x, weight, *affine), settings = make_case("two clips, strips down, stride 2")
+    (x, weight, *affine), settings = make_case("two clips")
     found = []
     for given in (weight, weight.bfloat16()):
         leaf = given.clone().requires_grad_()
