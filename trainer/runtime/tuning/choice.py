@@ -21,9 +21,9 @@ from kernels.json_files import parse_json
 from kernels.program import UserError
 from kernels.whole_files import read_sealed, sealed, write_whole
 from trainer.config import EXECUTION, Experiment
-from trainer.journal.provenance import DALI, ROOT, version_of
+from trainer.journal.provenance import DALI, version_of
 from trainer.runtime.ranks import Ranks
-from trainer.runtime.tuning.code import digest_of_code
+from trainer.runtime.tuning.code import digest_of_own_code
 from trainer.settings import value_at
 from trainer.stored import differences, from_settings, shortened, to_settings
 
@@ -111,7 +111,7 @@ def key_of(experiment: Experiment, device: str, clips: int, alone: bool, cores: 
         "torch": str(torch.__version__),
         "triton": version_of("triton"),
         "dali": next(filter(None, map(version_of, DALI)), None),
-        "code": digest_of_code(ROOT),
+        "code": digest_of_own_code(),
         "step": step_digest(experiment),
         "clips": clips,
         "ranks": "one" if alone else "several",

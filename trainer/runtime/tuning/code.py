@@ -1,13 +1,22 @@
 """A digest of the code that decides how fast a training step runs. Results of `tune` are valid for one digest."""
 
+import functools
 import hashlib
 from pathlib import Path
 from types import CodeType
+
+from trainer.journal.provenance import ROOT
 
 # what computes a step, and what reads and decodes its clips
 FOLDERS = ("kernels", "kernels/heatmap", "kernels/blocks", "models", "pipelines", "pipelines/packs", "pipelines/videos")
 RUNTIME = ("allocator", "cuda_graph", "forward", "precision", "ranks", "threads", "wrap")
 FILES = ("trainer/step.py", "trainer/optim.py", "trainer/run.py", *(f"trainer/runtime/{name}.py" for name in RUNTIME))
+
+
+@functools.cache
+def digest_of_own_code() -> str:
+    """The digest of the checkout from which this process runs. It takes half a second, so it is computed only once."""
+    return digest_of_code(ROOT)
 
 
 def digest_of_code(checkout: Path) -> str:
