@@ -150,8 +150,11 @@ def cores_of_rank(ranks_here: int) -> int:
 
 def file_of(key: dict[str, Any]) -> Path:
     """The file of the cache for this key."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "duet" / "tuned" / f"{digest_of(json.dumps(key, sort_keys=True))}.json"
+    return folder_of_files() / f"{digest_of(json.dumps(key, sort_keys=True))}.json"
+
+
+def folder_of_files() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "duet" / "tuned"
 
 
 def write(tuned: Tuned) -> Path:
@@ -200,7 +203,7 @@ class Lookup:
         cores = cores_of_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         name = device_name(device, cores)
         mixed = ranks.any(name != ranks.from_leader(name))
-        if not ranks.leads:
+        if not ranks.leads or not folder_of_files().exists():  # without this folder, no key needs to be computed
             return experiment, None
         try:
             clips = experiment.optim.batch_size // ranks.world_size
