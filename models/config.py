@@ -216,7 +216,7 @@ class SingleStreamConfig(HeadConfig):
     in_channels: int = FROM_DATA
     """Number of input channels: 3 for frames, and for heatmaps one for each joint or limb that is drawn."""
     path: ResNetPathConfig | X3DStreamConfig
-    """The layers: a path of RGBPoseConv3D or a stream of the two-stream X3D."""
+    """The settings of the stream's layers, which are those of a path of RGBPoseConv3D or of an X3D."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")

@@ -46,7 +46,7 @@ def color_weights(factors: np.ndarray) -> np.ndarray:
     """
     brightness, contrast, saturation = factors.T
     own, gray = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
-    offset = brightness * MIDDLE * (1 - contrast) + 0.5  # the half rounds to the nearest level
+    offset = brightness * MIDDLE * (1 - contrast) + 0.5  # adding 0.5 makes truncation round to the nearest level
     return np.round(np.stack([own, *(gray * share for share in GRAY), offset], axis=1) * ONE).astype(np.int32)
 
 

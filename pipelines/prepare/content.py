@@ -34,7 +34,7 @@ NO_STAMPS = [[-1, 0, -1]] * 4
 
 
 def stamp_of(video: str) -> Stamp:
-    """The stamp of a video's file. Raises OSError."""
+    """The size, modification time and inode of a video's file. Raises OSError."""
     stat = os.stat(video)
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

@@ -28,7 +28,7 @@ NEW, SETTINGS, JOINTS, REGION, TURN, VIDEO, ENDS_ONLY, LOST = (
     "made for samples of more pose frames",
     "whose frames have to be turned differently",
     "whose video changed",
-    "whose video has a new date and may have changed (an earlier version recorded only its start and end)",
+    "whose video has a new date and may have changed (an earlier version of Duet recorded only its ends)",
     "whose file in the pack is missing or has a different size",
 )
 

@@ -29,12 +29,12 @@ class Turn:
 
     @property
     def code(self) -> str:
-        """Three digits that stand for the turn in files; "" for none."""
+        """The rotation as three digits, for manifests and caches; "" if frames are not rotated."""
         return f"{self.swap:d}{self.flip_x:d}{self.flip_y:d}" if self else ""
 
     @classmethod
     def of_code(cls, code: str) -> "Turn":
-        """The turn for which `code` stands."""
+        """The rotation for which `code` stands."""
         return cls(*(digit == "1" for digit in code))
 
     def size(self, width: int, height: int) -> Size:

@@ -219,7 +219,10 @@ def test_edges_that_an_mp4_hides_are_noticed_and_not_hidden(tmp_path):
 
 
 def test_edges_that_an_mkv_hides_are_noticed(tmp_path):
-    """Tests only the elements around PixelCropLeft, with lengths of one, two and eight bytes and of unknown size."""
+    """The file has only PixelCropLeft and the elements that contain it.
+
+    Their length fields have one, two or eight bytes, or say that the length is not known.
+    """
     crop = {left: b"\x54\xcc\x81" + bytes([left]) for left in (0, 2)}
     for left, element in crop.items():
         picture = b"\xb0\x81\x40" + element

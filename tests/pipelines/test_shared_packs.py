@@ -221,7 +221,7 @@ def test_a_video_with_another_date_is_packed_anew_if_only_its_ends_are_known(dat
     as_format_2(data, data.packs / "0123456789abcdef", 48)
     data.videos = shutil.copytree(data.videos, tmp_path / "copy", copy_function=shutil.copyfile)
     _, said = data.pack(data.clips)
-    assert "24 whose video has a new date and may have changed (an earlier version recorded" in said
+    assert "24 whose video has a new date and may have changed (an earlier version of Duet recorded" in said
 
 
 def test_a_clip_of_an_earlier_version_with_too_small_a_region_is_made_again(data):

@@ -175,7 +175,7 @@ def test_only_the_bytes_of_the_file_have_changed(begun, tmp_path):
     line = "the annotation file has changed since epoch_1_step_2.pth: the training clips, their order, labels, lengths "
     for change, end in (
         (add_split, "are the same\n"),
-        (add_clip, "are the same, but not the frames, crops and flips that are drawn at random, because clips are in "),
+        (add_clip, "are the same; their random frames, crops and flips differ, because clips are in "),
     ):
         code, run = resume(begun, tmp_path, change)
         assert code == 0

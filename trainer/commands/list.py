@@ -15,7 +15,7 @@ ABOUT = {
     "ma52_best": ("PCAN and other teams' methods", "", "merged streams"),
     "ma52_pose_limb": ("limbs, to fuse with ma52", "", ""),
     "ntu60": ("the guide's experiment 2: PCAN", "85-87 % (guide)", ""),
-    "ntu60_x3d": ("the guide's experiment 3: fast", "90.4 % (guide)", ""),
+    "ntu60_x3d": ("the guide's experiment 3: X3D", "90.4 % (guide)", ""),
     "ntu60_x3d_tuned": ("ntu60_x3d, other settings", "", ""),
     "ntu60_rgb": ("MMAction2's recipe: RGB alone", "94.9 % (MMAction2)", ""),
     "ntu60_pose": ("MMAction2's recipe: pose alone", "93.1 % (MMAction2)", ""),

@@ -47,7 +47,7 @@ def fit_weights(members: Members, metric: Metric) -> tuple[float, ...]:
 
 
 def grid(num_members: int, denominator: int) -> Iterator[tuple[float, ...]]:
-    """All tuples of one weight for each member, in which the weights are multiples of 1 / denominator and sum to 1."""
+    """All choices of weights, one for each member, that are multiples of 1 / denominator and sum to 1."""
     for bars in itertools.combinations(range(denominator + num_members - 1), num_members - 1):
         edges = (-1, *bars, denominator + num_members - 1)
         yield tuple((right - left - 1) / denominator for left, right in itertools.pairwise(edges))

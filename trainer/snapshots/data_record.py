@@ -119,11 +119,10 @@ def check_data(
             changed.add(kind)
         elif former.table != present.table:
             moved = kind == "training" and former.rows != present.rows
-            draws = "frames, crops and flips that are drawn at random"
-            crops = f", but not the {draws}, because clips are in other rows of the file" if moved else ""
+            draws = "; their random frames, crops and flips differ, because clips are in other rows of the file"
             say(
                 f"the annotation file has changed since {source}: the {kind} clips, their order, labels, lengths and "
-                f"joints are the same{crops}"
+                f"joints are the same{draws if moved else ''}"
             )
     return changed
 

@@ -285,7 +285,7 @@ class NoWriter:
 
     @contextmanager
     def changing_weights(self) -> Iterator[None]:
-        """Weights may change immediately, because this writer never copies any."""
+        """Do nothing: this writer never reads the weights, so they may change at any time."""
         yield
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""A child process of `tune` that runs one form of the training step (trial.py) and can be ended at any time."""
+"""A child process of `tune` that runs one variant of the training step (trial.py) and can be ended at any time."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """The search of `tune`: tries changes of execution settings one by one, and keeps those that make a run faster.
 
-A form of the step is the training step with one choice of execution settings. Each form runs in a separate process
-(child.py, trial.py). A form is chosen if its losses agree with those of the default step, and if it is faster than the
-fastest form so far. To compare the speeds of two forms, they are timed in turn.
+A variant of the step is the training step with one choice of execution settings. Each variant runs in a separate
+process (child.py, trial.py). A variant is chosen if its losses agree with those of the default step, and if it is
+faster than the fastest variant so far. To compare the speeds of two variants, they are timed in turn.
 """
 
 import statistics
@@ -23,15 +23,15 @@ from trainer.runtime.tuning.child import WORKER, Child, Interrupted, Lost
 from trainer.runtime.tuning.choice import Tuned, cores_of_rank, execution_of, file_of, in_words, key_of, read, write
 from trainer.settings import override
 
-# A form of the step (one choice of execution settings) is chosen if its speed, divided by that of the fastest form so
-# far, has a lower quartile of at least GAIN.
+# A variant of the step (one choice of execution settings) is chosen if its speed, divided by that of the fastest
+# variant so far, has a lower quartile of at least GAIN.
 GAIN = 1.02
-FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two forms are timed
-TURN = 0.5  # in each round a form is timed for this many seconds, or for one step if the step takes longer
-# Largest relative difference between the losses, or the gradient norms, of a form and of the default step.
+FEWEST, MOST = 3, 40  # smallest and largest number of rounds, in each of which two variants are timed
+TURN = 0.5  # in each round a variant is timed for this many seconds, or for one step if the step takes longer
+# Largest relative difference between the losses, or the gradient norms, of a variant and of the default step.
 LOSS_BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 NORM_BOUNDS = {"fp32": 0.05, "bf16": 0.3, "fp16": 0.3}
-PATIENCE = 1800.0  # seconds in which a form must be compiled and ready
+PATIENCE = 1800.0  # seconds in which a variant must be compiled and ready
 
 Verdict = Literal["default", "chosen", "no faster", "wrong", "failed", "hung", "no memory", "not tried"]
 Show = Callable[[str, float], None]  # shows a text about the progress, and how much of the time is used up, from 0 to 1
@@ -90,7 +90,7 @@ def tune(
     device: cpu or cuda. minutes: time for measuring; starting and compiling take extra time. num_ranks: number of ranks
     of the run; the step of one rank is measured without the others. fixed: settings that must not change. changes: the
     changes to try, by default all changes that may help. worker: the program of child.py. patience: seconds in which a
-    form must be compiled and ready.
+    variant must be compiled and ready.
 
     A signal ends the search, and the result then contains everything that was measured before the signal. Raises
     UserError if the default step fails, or if the cache cannot be written.
@@ -130,8 +130,8 @@ class Search:
         self._key = key_of(experiment, device, self._clips, num_ranks == 1, self._cores)
         # the losses of the first incumbent without the loader (False), and of the first with it (True)
         self._losses: dict[bool, dict[str, Any]] = {}
-        self._incumbent: Child | None = None  # runs the fastest form so far
-        self._challenger: Child | None = None  # runs the form that is being tried
+        self._incumbent: Child | None = None  # runs the fastest variant so far
+        self._challenger: Child | None = None  # runs the variant that is being tried
         self._tried = self._of = 0
         self._former: Tuned | None = None
         with suppress(UserError):
@@ -189,9 +189,11 @@ class Search:
                 ) from None
 
     def _start_incumbent(self, experiment: Experiment, with_loader: bool) -> Child:
-        """Return the incumbent, the process with which other forms are compared. If there is none, start `experiment`.
+        """Return the incumbent, the process with which other variants are compared.
 
-        The losses of the first incumbent are kept, and the losses of all other forms are compared with them.
+        If there is none, start `experiment`.
+
+        The losses of the first incumbent are kept, and the losses of all other variants are compared with them.
         """
         if self._incumbent is None:
             what = "the default step" if experiment == self.result.default else "the fastest step so far"
@@ -239,7 +241,7 @@ class Search:
                 self.result.experiment, self.result.gain = default, 1.0
 
     def _try(self, name: str, experiment: Experiment, rival: Experiment, with_loader: bool) -> Row:
-        """Compare a form of the step with the form `rival`, and add the result to the rows."""
+        """Compare a variant of the step with the variant `rival`, and add the result to the rows."""
         budget = (self._seconds - self._used) / max(1, self._of - self._tried)
         row = Row(name, "no faster", with_loader=with_loader)
         try:
@@ -317,17 +319,17 @@ class Search:
 
 
 def steps_of_turn(seconds: float) -> int:
-    """The number of steps for which a form is timed in a round, if a step takes `seconds`."""
+    """The number of steps for which a variant is timed in a round, if a step takes `seconds`."""
     return max(1, round(TURN / seconds))
 
 
 def is_lost(ratios: list[float]) -> bool:
-    """Whether the results so far show that the form is not faster by the factor GAIN."""
+    """Whether the results so far show that the variant is not faster by the factor GAIN."""
     return len(ratios) >= 2 * FEWEST and statistics.quantiles(ratios, n=4)[2] < GAIN
 
 
 def disagreement(expected: dict[str, Any], losses: dict[str, Any]) -> str | None:
-    """The first loss or gradient norm of a form that differs too much from the default step's, in words, or None."""
+    """The first loss or gradient norm of a variant that differs too much from the default step's, in words, or None."""
     for name, what, bounds in (("loss", "loss", LOSS_BOUNDS), ("grad_norm", "gradient norm", NORM_BOUNDS)):
         bound = max(bounds[expected["precision"]], bounds[losses["precision"]])
         for step, (ours, theirs) in enumerate(zip(losses[name], expected[name], strict=True), 1):

@@ -1,4 +1,4 @@
-"""The process in which `tune` tries one form of the training step: `python -m trainer.runtime.tuning.trial`.
+"""The process in which `tune` tries one variant of the training step: `python -m trainer.runtime.tuning.trial`.
 
 `tune` (search.py) can end this process at any time. Requests come as lines of JSON on stdin, and answers go as lines of
 JSON to stdout. The first request describes the step. Two answers follow: the losses of the first steps, and, once the
