@@ -157,6 +157,14 @@ def folder_of_files() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "duet" / "tuned"
 
 
+def may_have_files() -> bool:
+    """Whether the cache may have files. If not, no key is computed, which takes half a second."""
+    try:
+        return folder_of_files().exists()
+    except OSError:  # `read` then says why the folder cannot be used
+        return True
+
+
 def write(tuned: Tuned) -> Path:
     """Write the file of the cache, under a temporary name until it is complete. Raises OSError."""
     path = file_of(tuned.key)
@@ -203,7 +211,7 @@ class Lookup:
         cores = cores_of_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         name = device_name(device, cores)
         mixed = ranks.any(name != ranks.from_leader(name))
-        if not ranks.leads or not folder_of_files().exists():  # without this folder, no key needs to be computed
+        if not ranks.leads or not may_have_files():
             return experiment, None
         try:
             clips = experiment.optim.batch_size // ranks.world_size
