@@ -56,8 +56,8 @@ def main(
         annotations: annotation file, a pickle with skeletons
         videos: folder of the videos, which may lie in subfolders and have any video extension and the suffix `_rgb`
         out: make the pack in this folder; a note in the folder --packs tells training where it is
-        count: pose frames per sample (clip.pose_frames); set this only if an experiment uses fewer than 8
-        box_pixels: width and height, in pixels, at which the box around the people is stored (clip.box_pixels)
+        count: pose frames per sample; set this only if there are fewer than 8
+        box_pixels: side in pixels at which the box around the people is stored (clip.box_pixels)
         quality: JPEG quality from 2 (best) to 31; 3 gives a PSNR of 46 dB on NTU, with 0.067 bytes per pixel
         rotation: whether joints are in pixels of frames as shown or as stored (data.rotation)
         workers: number of processes that encode (default: one per core)

@@ -237,7 +237,7 @@ COMMANDS = [
     ("trainer config --exp {dir}/no.py:X", "name an existing file, as in --exp", "trainer config --exp {dir}/own.py:X"),
     ("trainer config --exp ntu60 --set data.coarse_map=()", r"set (model.num_coarse=0) and (model.pcan=none), or",
      "{before} --set {0} --set {1}"),
-    ("trainer config --exp ntu60 --set data.coarse_map=()", r"or name with (--coarse-map) a text file with 60 numbers$",
+    ("trainer config --exp ntu60 --set data.coarse_map=()", r"or give (--coarse-map) a text file with 60 numbers$",
      "{before} {0} {dir}/sixty.txt"),
     ("trainer config --exp ntu60 --set model.num_coarse=0", r"set (model.pcan=none)$",
      "{before} --set {0}"),

@@ -51,7 +51,7 @@ class PredictOptions(CheckpointChoice):
     coarse_map: tyro.conf.Suppress[str | None] = None
     ranks: tyro.conf.Suppress[int | None] = None
     videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="")]
-    """Videos or folders of videos. The folder of a run can be among them, instead of --checkpoint."""
+    """Videos, folders of videos, and instead of --checkpoint the folder of a run."""
     live: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
     """Predict a stream, a camera (/dev/video0), or a file at its own speed."""
     max_delay: Annotated[float, tyro.conf.arg(metavar="S")] = 1.0
